@@ -1,0 +1,294 @@
+//! Flows: find one, advance its state, open one. Records and the state table are in `netlb_common::conntrack`.
+
+use core::ptr::NonNull;
+
+use netlb_common::backend::{self, BackendValue};
+use netlb_common::conntrack::{CtKey, CtValue, REOPEN, event, flags, is_assured, state, step, timeout_s};
+use netlb_common::{Reason, checksum, hash, proto};
+
+use crate::parse::Parsed;
+use crate::tables::{Claim, Ct, Tables, Tier};
+
+/// Source ports tried when the tuple of the answers is taken.
+const PORT_PROBES: u32 = 16;
+
+/// Source ports are moved into this range, above what applications listen on by habit.
+const PORT_FIRST: u32 = 32_768;
+const PORT_COUNT: u32 = 28_232;
+
+/// What the tables know of a packet's flow.
+pub enum Found {
+    /// A live flow: rewrite and forward.
+    Flow(Ct),
+    /// No flow, or one that is over: choose a backend.
+    Miss,
+    /// An answer on the stack road: `to_pod` will count and translate it.
+    Elsewhere,
+    /// A flow that must not go on.
+    Dead(Reason),
+}
+
+/// Looks a packet's tuple up, in both tiers; expired entries count as absent.
+#[inline(always)]
+pub fn lookup<T: Tables>(t: &T, key: &CtKey, now: u32) -> Option<(Ct, Tier)> {
+    let (ct, tier) = match t.ct(Tier::Assured, key) {
+        Some(ct) => (ct, Tier::Assured),
+        None => (t.ct(Tier::New, key)?, Tier::New),
+    };
+    // A flow that speaks in one direction only keeps both entries alive.
+    if ct.expired(now) && partner(t, ct, key.proto()).is_none_or(|other| other.expired(now)) {
+        return None;
+    }
+    Some((ct, tier))
+}
+
+/// Finds the flow of a packet that leaves a pod, and advances its state.
+#[inline(always)]
+pub fn find_from_pod<T: Tables>(t: &T, key: &CtKey, parsed: Parsed, now: u32) -> Found {
+    match lookup(t, key, now) {
+        Some((ct, _)) if ct.is(flags::REPLY) && !ct.is(flags::REDIRECT | flags::HAIRPIN) => Found::Elsewhere,
+        Some((ct, tier)) => progress(t, key, parsed, now, ct, tier),
+        None => Found::Miss,
+    }
+}
+
+/// Finds the flow of an answer that the stack delivers to a pod, and advances its state. A packet of the client's own direction counts as a
+/// miss and leaves no trace.
+#[inline(always)]
+pub fn find_to_pod<T: Tables>(t: &T, key: &CtKey, parsed: Parsed, now: u32) -> Found {
+    match lookup(t, key, now) {
+        Some((ct, tier)) if ct.is(flags::REPLY) => progress(t, key, parsed, now, ct, tier),
+        _ => Found::Miss,
+    }
+}
+
+#[inline(always)]
+fn progress<T: Tables>(t: &T, key: &CtKey, parsed: Parsed, now: u32, ct: Ct, tier: Tier) -> Found {
+    let event = if key.proto() == proto::TCP { event::of_tcp(parsed.tcp_flags()) } else { event::DATA };
+    let reply = ct.is(flags::REPLY);
+    if !reply && ct.backend() != 0 {
+        let opens = key.proto() != proto::TCP || event == event::SYN;
+        let stale = t.backend(ct.backend()).is_none_or(|b| b.generation != ct.backend_generation());
+        if stale && !opens {
+            return Found::Dead(Reason::STALE_BACKEND);
+        }
+        // TCP keeps a backend that left its Service until it ends; UDP, which has no end, leaves with the change.
+        if opens && (stale || t.backend(ct.backend()).is_none_or(|b| !serves(b))) {
+            t.count(Reason::RESELECTED);
+            forget(t, ct, key.proto(), key);
+            return Found::Miss;
+        }
+    }
+    let current = ct.state();
+    let next = step(current, event, reply);
+    if next == REOPEN {
+        t.count(Reason::REOPENED);
+        forget(t, ct, key.proto(), key);
+        return Found::Miss;
+    }
+    if next != current {
+        if tier == Tier::New && is_assured(next) {
+            advance(t, ct, key.proto(), next, now);
+            promote(t, ct, key);
+            // The entry of the other tier may already serve another flow: read the new one.
+            return match t.ct(Tier::Assured, key) {
+                Some(moved) => Found::Flow(moved),
+                None => Found::Flow(ct),
+            };
+        }
+        advance(t, ct, key.proto(), next, now);
+    }
+    Found::Flow(ct)
+}
+
+/// Takes the flows it has, and no others, or new ones too.
+#[inline(always)]
+fn serves(b: &BackendValue) -> bool {
+    matches!(b.state, backend::state::ACTIVE | backend::state::DRAINING)
+}
+
+/// The key under which the flow's other direction is found.
+#[inline(always)]
+pub fn partner_key(ct: &Ct, proto: u8) -> CtKey {
+    CtKey::from_words(ct.dst(), ct.src(), ct.ports().rotate_left(16), proto)
+}
+
+/// The entry of the flow's other direction.
+#[inline(never)]
+fn partner<T: Tables>(t: &T, ct: Ct, proto: u8) -> Option<Ct> {
+    let key = partner_key(&ct, proto);
+    t.ct(Tier::Assured, &key).or_else(|| t.ct(Tier::New, &key))
+}
+
+/// Moves both entries to a state.
+#[inline(never)]
+fn advance<T: Tables>(t: &T, ct: Ct, proto: u8, next: u8, now: u32) {
+    let hz = t.config().map_or(1, |c| c.hz);
+    let timeout = timeout_s(next).wrapping_mul(hz);
+    ct.set_state(next, timeout, now);
+    if let Some(other) = partner(t, ct, proto) {
+        other.set_state(next, timeout, now);
+    }
+}
+
+/// Moves both entries from `CT_NEW` to `CT`. Without room there they stay, and are counted.
+#[inline(never)]
+fn promote<T: Tables>(t: &T, ct: Ct, key: &CtKey) {
+    let other_key = partner_key(&ct, key.proto());
+    let Some(other) = t.ct(Tier::New, &other_key) else { return };
+    if !t.ct_insert(Tier::Assured, &other_key, other.value()) {
+        t.count(Reason::ESTABLISHED_FULL);
+        return;
+    }
+    if !t.ct_insert(Tier::Assured, key, ct.value()) {
+        t.ct_delete(Tier::Assured, &other_key);
+        t.count(Reason::ESTABLISHED_FULL);
+        return;
+    }
+    t.ct_delete(Tier::New, &other_key);
+    t.ct_delete(Tier::New, key);
+}
+
+/// Deletes both directions of a flow, wherever they are.
+#[inline(never)]
+fn forget<T: Tables>(t: &T, ct: Ct, proto: u8, key: &CtKey) {
+    let other = partner_key(&ct, proto);
+    t.ct_delete(Tier::Assured, &other);
+    t.ct_delete(Tier::New, &other);
+    t.ct_delete(Tier::Assured, key);
+    t.ct_delete(Tier::New, key);
+}
+
+/// Opens a flow from `key` to a backend: two entries in `CT_NEW`. `ifindex` is the device of the client's pod. Returns the client's entry (in the
+/// scratch record: good for this packet).
+#[inline(always)]
+pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, ifindex: u32, now: u32) -> Result<Ct, Reason> {
+    let Some(config) = t.config() else { return Err(Reason::NO_SCRATCH) };
+    let Some(b) = t.backend(backend_id) else { return Err(Reason::NO_SCRATCH) };
+    let Some(mut scratch) = t.scratch() else { return Err(Reason::NO_SCRATCH) };
+    // SAFETY: the scratch record is this CPU's own, and no other reference to it lives: `Ct` handles into it are only made below.
+    let records = unsafe { scratch.as_mut() };
+    let (fwd, reply) = (&mut records.forward, &mut records.reply);
+
+    let tcp = key.proto() == proto::TCP;
+    let first = if tcp { state::SYN_SENT } else { state::UDP_NEW };
+    let timeout = timeout_s(first).wrapping_mul(config.hz);
+    let hairpin = b.addr == key.src;
+    let (road, hop, client) = road(t, key, b, ifindex, config.flags, hairpin);
+
+    // A pod drops packets from its own address: its Service's address stands in for it.
+    fwd.src = if hairpin { key.dst } else { key.src };
+    fwd.dst = b.addr;
+    fwd.ports = key.ports() & 0xffff | (b.port.0 as u32) << 16;
+    reply.src = key.dst;
+    reply.dst = key.src;
+    reply.ports = key.ports().rotate_left(16);
+    fwd.flags = road;
+    reply.flags = road | flags::REPLY;
+    fwd.hop = hop;
+    reply.hop = client;
+    fwd.hop_generation = t.endpoint(hop).map_or(0, |e| e.generation);
+    reply.hop_generation = t.endpoint(client).map_or(0, |e| e.generation);
+    macro_rules! both {
+        ($($field:ident = $value:expr;)*) => { $( fwd.$field = $value; reply.$field = $value; )* };
+    }
+    both! {
+        state = first;
+        pad = 0;
+        seen = now;
+        timeout = timeout;
+        backend = backend_id;
+        backend_generation = b.generation;
+        policy_src = 0;
+        policy_dst = 0;
+        service = b.service;
+        packets = 0;
+        bytes = 0;
+    }
+    let addresses = checksum::delta(key.src.sum() + key.dst.sum(), fwd.src.sum() + fwd.dst.sum());
+    fwd.delta_addr = addresses;
+    reply.delta_addr = !addresses;
+
+    let start = hash::flow(config.seed, key);
+    for probe in 0..PORT_PROBES {
+        if probe > 0 {
+            let port = PORT_FIRST + hash::scale(start.wrapping_add(probe.wrapping_mul(0x9e37_79b9)), PORT_COUNT);
+            fwd.ports = fwd.ports & 0xffff_0000 | (port as u16).to_be() as u32;
+            fwd.flags |= flags::PORT_MOVED;
+            reply.flags |= flags::PORT_MOVED;
+        }
+        let ports = checksum::delta(checksum::sum32(key.ports()), checksum::sum32(fwd.ports));
+        fwd.delta_port = ports;
+        reply.delta_port = !ports;
+        let back = CtKey::from_words(fwd.dst, fwd.src, fwd.ports.rotate_left(16), key.proto());
+        if !claim(t, &back, reply, now)? {
+            continue;
+        }
+        // An old entry of this tuple in the first tier would hide the new one.
+        t.ct_delete(Tier::Assured, key);
+        if !t.ct_insert(Tier::New, key, fwd) {
+            t.ct_delete(Tier::New, &back);
+            return Err(Reason::CONNTRACK_FULL);
+        }
+        if probe > 0 {
+            t.count(Reason::PORT_MOVED);
+        }
+        if hairpin {
+            t.count(Reason::HAIRPIN);
+        }
+        t.count(Reason::NEW_FLOW);
+        t.count_flow(backend_id);
+        // SAFETY: the scratch record stays valid and unchanged for the rest of this packet.
+        return Ok(unsafe { Ct::new(NonNull::from(fwd)) });
+    }
+    Err(Reason::PORTS_EXHAUSTED)
+}
+
+/// Takes the tuple of the answers. False if a live flow has it: two VIPs with one backend and one client tuple, say.
+#[inline(always)]
+fn claim<T: Tables>(t: &T, back: &CtKey, reply: &CtValue, now: u32) -> Result<bool, Reason> {
+    let ours = |other: &Ct| other.src() == reply.src && other.dst() == reply.dst && other.ports() == reply.ports;
+    let free = |other: &Ct| {
+        ours(other) || (other.expired(now) && partner(t, *other, back.proto()).is_none_or(|p| p.expired(now)))
+    };
+    if let Some(other) = t.ct(Tier::Assured, back) {
+        if !free(&other) {
+            return Ok(false);
+        }
+        t.ct_delete(Tier::Assured, back);
+    }
+    match t.ct_claim(back, reply) {
+        Claim::Done => Ok(true),
+        Claim::Full => Err(Reason::CONNTRACK_FULL),
+        Claim::Taken => {
+            if t.ct(Tier::New, back).is_some_and(|other| !free(&other)) {
+                return Ok(false);
+            }
+            if t.ct_insert(Tier::New, back, reply) { Ok(true) } else { Err(Reason::CONNTRACK_FULL) }
+        }
+    }
+}
+
+/// Which road a new flow takes: its flags, the endpoint its packets go to, and the one its answers go to.
+#[inline(always)]
+fn road<T: Tables>(t: &T, key: &CtKey, b: &BackendValue, ifindex: u32, config: u32, hairpin: bool) -> (u16, u32, u32) {
+    if hairpin {
+        return (flags::HAIRPIN, 0, 0);
+    }
+    // A packet's source proves nothing: the client is the pod behind the device, and only if the address is that pod's.
+    let client = match t.endpoint_by_ifindex(ifindex) {
+        Some(id) if t.endpoint_by_addr(&key.src) == Some(id) => id,
+        _ => return (0, 0, 0),
+    };
+    let (Some(to), Some(from)) = (t.endpoint(b.endpoint), t.endpoint(client)) else { return (0, 0, 0) };
+    if to.ifindex == 0 || from.ifindex == 0 {
+        return (0, 0, 0);
+    }
+    if config & netlb_common::config::flags::REDIRECT != 0 {
+        (flags::REDIRECT, b.endpoint, client)
+    } else if to.bridge != 0 && to.bridge == from.bridge {
+        (flags::BRIDGED, b.endpoint, client)
+    } else {
+        (0, b.endpoint, client)
+    }
+}

@@ -1,0 +1,160 @@
+//! The route of a packet that leaves a pod (ingress on the host side of its veth).
+//!
+//! To a Service: translate, then deliver to a pod of this node (redirect road) or leave it to the stack. From a backend on the redirect road:
+//! put the VIP back and deliver to the client. On the stack road an answer passes as it is: a source that is a VIP is a martian to the stack, so
+//! the VIP is put back where the answer leaves it (`to_pod`).
+
+use core::mem::MaybeUninit;
+
+use netlb_common::conntrack::{CtKey, event, flags};
+use netlb_common::frontend::FrontendKey;
+use netlb_common::{Reason, hash, proto};
+
+use crate::conntrack::{self, Found};
+use crate::packet::Packet;
+use crate::parse::{Parsed, parse};
+use crate::service::{self, Address};
+use crate::tables::{Ct, Tables};
+use crate::verdict::Verdict;
+use crate::{icmp, nat, refuse};
+
+/// `ifindex`: the device the packet arrived on.
+#[inline(always)]
+pub fn from_pod<P: Packet, T: Tables>(p: &mut P, t: &T, ifindex: u32) -> Verdict {
+    let mut key = MaybeUninit::<CtKey>::uninit();
+    let parsed = parse(p, &mut key);
+    if parsed.not_ours() {
+        return Verdict::PASS;
+    }
+    if let Some(reason) = parsed.fault() {
+        return Verdict::drop(reason);
+    }
+    // SAFETY: `parse` wrote the key: the packet is ours and without fault.
+    let key = unsafe { key.assume_init_ref() };
+    if parsed.has_ports() {
+        let now = t.now();
+        match conntrack::find_from_pod(t, key, parsed, now) {
+            Found::Elsewhere => return Verdict::PASS,
+            Found::Flow(ct) => {
+                ct.touch(now, p.len());
+                return forward(p, t, parsed, ct);
+            }
+            Found::Dead(reason) => return Verdict::drop(reason),
+            Found::Miss => {
+                let service = FrontendKey { addr: key.dst, tail: (key.ports() >> 16) as u64 | (key.proto() as u64) << 16 };
+                if t.frontend(&service).is_some() {
+                    return new_flow(p, t, parsed, key, ifindex);
+                }
+            }
+        }
+    } else if parsed.icmp_error() {
+        if let Some(verdict) = icmp::from_pod(p, t, parsed) {
+            return verdict;
+        }
+    }
+    without_frontend(p, t, parsed, key)
+}
+
+/// A packet that opens a flow to a Service, or should not have come.
+#[inline(never)]
+fn new_flow<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed, key: &CtKey, ifindex: u32) -> Verdict {
+    let service = FrontendKey { addr: key.dst, tail: (key.ports() >> 16) as u64 | (key.proto() as u64) << 16 };
+    let Some(frontend) = t.frontend(&service) else { return Verdict::PASS };
+    let Some(config) = t.config() else { return Verdict::drop(Reason::NO_SCRATCH) };
+    if key.proto() == proto::TCP {
+        match event::of_tcp(parsed.tcp_flags()) {
+            event::SYN => {}
+            event::RST => return Verdict::drop(Reason::STRAY_RST),
+            _ => return refuse::refuse(p, t, parsed, Reason::NO_FLOW),
+        }
+    }
+    let now = t.now();
+    let Some(backend) = service::choose(t, frontend, key.src, hash::flow(config.seed, key), config.hz, now) else {
+        return refuse::refuse(p, t, parsed, Reason::NO_ENDPOINTS);
+    };
+    match conntrack::open(t, key, backend, ifindex, now) {
+        Ok(ct) => forward(p, t, parsed, ct),
+        Err(reason) => Verdict::drop(reason),
+    }
+}
+
+/// Neither of a flow nor to a frontend.
+#[inline(never)]
+fn without_frontend<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed, key: &CtKey) -> Verdict {
+    let Some(config) = t.config() else { return Verdict::PASS };
+    match service::address(t, config, key.dst) {
+        Address::Foreign => Verdict::PASS,
+        Address::Unallocated => Verdict::drop(Reason::UNALLOCATED),
+        Address::Vip if parsed.later_fragment() => Verdict::drop(Reason::FRAGMENT),
+        Address::Vip if parsed.has_ports() && parsed.proto() == proto::TCP && event::of_tcp(parsed.tcp_flags()) == event::RST => {
+            Verdict::drop(Reason::STRAY_RST)
+        }
+        // An ICMP error is never answered by one (RFC 1122 3.2.2).
+        Address::Vip if parsed.icmp_error() => Verdict::drop(Reason::UNDEFINED_PORT),
+        Address::Vip => refuse::refuse(p, t, parsed, Reason::UNDEFINED_PORT),
+    }
+}
+
+/// Translates a packet of a flow and sends it on its road.
+#[inline(always)]
+pub(crate) fn forward<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed, ct: Ct) -> Verdict {
+    if ct.is(flags::HAIRPIN) {
+        if nat::ttl(p, parsed) <= 1 {
+            t.count(Reason::TO_STACK);
+            return Verdict::PASS;
+        }
+        if nat::rewrite(p, parsed, &ct, true) && nat::swap_macs(p) {
+            return Verdict::REFLECT;
+        }
+        return Verdict::drop(Reason::REWRITE_FAILED);
+    }
+    let to = t.endpoint(ct.hop()).filter(|e| ct.hop() != 0 && e.ifindex != 0 && e.generation == ct.hop_generation());
+    if ct.is(flags::REDIRECT) {
+        if nat::ttl(p, parsed) <= 1 {
+            // The stack answers with "time exceeded", quoting what the sender sent.
+            t.count(Reason::TO_STACK);
+            return Verdict::PASS;
+        }
+        if let Some(to) = to {
+            let (ifindex, mtu) = (to.ifindex, to.mtu);
+            if nat::wire_len(p, parsed) <= mtu {
+                if nat::rewrite(p, parsed, &ct, true) && nat::set_macs(p, to) {
+                    t.count(Reason::REDIRECTED);
+                    return Verdict::deliver(ifindex);
+                }
+                return Verdict::drop(Reason::REWRITE_FAILED);
+            }
+        }
+        t.count(Reason::TO_STACK);
+        if ct.is(flags::REPLY) {
+            return Verdict::PASS;
+        }
+    }
+    if !nat::rewrite(p, parsed, &ct, false) {
+        return Verdict::drop(Reason::REWRITE_FAILED);
+    }
+    if ct.is(flags::BRIDGED) {
+        if let Some(to) = to {
+            if !nat::set_destination_mac(p, to) {
+                return Verdict::drop(Reason::REWRITE_FAILED);
+            }
+        }
+    }
+    Verdict::PASS
+}
+
+/// Sends a packet that is already translated (an ICMP error) on a flow's road.
+#[inline(always)]
+pub(crate) fn send<P: Packet, T: Tables>(p: &mut P, t: &T, ct: Ct) -> Verdict {
+    let to = t.endpoint(ct.hop()).filter(|e| ct.hop() != 0 && e.ifindex != 0 && e.generation == ct.hop_generation());
+    let Some(to) = to else { return Verdict::PASS };
+    let done = if ct.is(flags::REDIRECT) {
+        let ifindex = to.ifindex;
+        return if nat::set_macs(p, to) { Verdict::deliver(ifindex) } else { Verdict::drop(Reason::REWRITE_FAILED) };
+    } else if ct.is(flags::BRIDGED) {
+        nat::set_destination_mac(p, to)
+    } else {
+        true
+    };
+    if done { Verdict::PASS } else { Verdict::drop(Reason::REWRITE_FAILED) }
+}

@@ -1,0 +1,145 @@
+//! TCX: a packet as `__sk_buff`.
+//!
+//! Addresses, ports, MACs and the IPv4 header sum are written directly. The L4 sum goes through `bpf_l4_csum_replace`: only the kernel knows
+//! whether the field holds a finished sum or the pseudo header's (CHECKSUM_PARTIAL, every packet of a pod with offload), or whether the device
+//! has summed the frame (CHECKSUM_COMPLETE).
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::{
+    bpf_l4_csum_replace, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_pull_data,
+};
+use netlb_ebpf::packet::{L4, Packet, Wire};
+use netlb_ebpf::tables::Tables;
+use netlb_ebpf::verdict::{Decision, Verdict};
+
+use crate::kernel::KernelTables;
+
+/// On to the next program, then the stack (TCX_NEXT, also TC_ACT_UNSPEC).
+const NEXT: i32 = -1;
+const DROP: i32 = 2;
+const PACKET_HOST: u32 = 0;
+
+const PSEUDO_HEADER: u64 = 0x10;
+const MARK_MANGLED_0: u64 = 0x20;
+/// BPF_ADJ_ROOM_MAC.
+const ROOM_AFTER_MAC: u32 = 1;
+
+/// BPF_F_IPV6, from kernel 6.16; the agent sets 0 before that. It matters for frames that a device has summed (CHECKSUM_COMPLETE).
+#[unsafe(no_mangle)]
+static CSUM_IPV6: Global<u64> = Global::new(0x80);
+
+pub(crate) struct Skb(pub(crate) *mut __sk_buff);
+
+impl Skb {
+    #[inline(always)]
+    fn field<T: Copy>(&self, at: impl FnOnce(*mut __sk_buff) -> *const T) -> T {
+        // SAFETY: the kernel passes a valid context for the run of the program.
+        unsafe { at(self.0).read() }
+    }
+
+    /// Interface index of the device the packet is on.
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        self.field(|skb| unsafe { &raw const (*skb).ifindex })
+    }
+
+    #[inline(always)]
+    fn view<T>(&self, offset: usize) -> Option<*mut T> {
+        let start = self.field(|skb| unsafe { &raw const (*skb).data }) as usize;
+        let end = self.field(|skb| unsafe { &raw const (*skb).data_end }) as usize;
+        let at = start + offset;
+        if at + size_of::<T>() > end { None } else { Some(at as *mut T) }
+    }
+
+    #[inline(always)]
+    fn replace(&mut self, offset: usize, by: u16, flags: u64) -> bool {
+        // SAFETY: valid context; the helper checks offset and flags.
+        unsafe { bpf_l4_csum_replace(self.0, offset as u32, 0, by as u64, flags) == 0 }
+    }
+
+    /// The verdict as TCX wants it.
+    #[inline(always)]
+    pub(crate) fn finish(&mut self, verdict: Verdict) -> i32 {
+        match verdict.decide() {
+            Decision::Pass => NEXT,
+            Decision::Drop(reason) => {
+                KernelTables.count(reason);
+                DROP
+            }
+            Decision::Reflect => self.deliver(self.ifindex()),
+            Decision::Deliver(ifindex) => self.deliver(ifindex),
+        }
+    }
+
+    /// Into the namespace behind a veth. The frame may have been for the bridge's or gateway's MAC: before kernel 6.15 the redirect keeps that
+    /// judgement, and the pod would drop it as somebody else's.
+    #[inline(always)]
+    fn deliver(&mut self, ifindex: u32) -> i32 {
+        // SAFETY: valid context; scalar arguments.
+        unsafe {
+            let _ = bpf_skb_change_type(self.0, PACKET_HOST);
+            bpf_redirect_peer(ifindex, 0) as i32
+        }
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.field(|skb| unsafe { &raw const (*skb).len })
+    }
+
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        self.field(|skb| unsafe { &raw const (*skb).gso_size })
+    }
+
+    #[inline(always)]
+    fn pull(&mut self, len: u32) -> bool {
+        let linear = self.field(|skb| unsafe { &raw const (*skb).data_end }) - self.field(|skb| unsafe { &raw const (*skb).data });
+        let len = len.min(self.len());
+        // SAFETY: valid context; the helper checks the length.
+        linear >= len || unsafe { bpf_skb_pull_data(self.0, len) == 0 }
+    }
+
+    #[inline(always)]
+    fn at<T: Wire>(&self, offset: usize) -> Option<&T> {
+        // SAFETY: `view` checked the bounds; `Wire` types take any bytes at any address.
+        self.view(offset).map(|at| unsafe { &*at })
+    }
+
+    #[inline(always)]
+    fn at_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
+        // SAFETY: as above, and `&mut self` keeps it the only view.
+        self.view(offset).map(|at| unsafe { &mut *at })
+    }
+
+    #[inline(always)]
+    fn fix_l4(&mut self, offset: usize, addr: u16, content: u16, l4: L4) -> bool {
+        let zero = if l4.zero_is_none { MARK_MANGLED_0 } else { 0 };
+        let v6 = if l4.v6 { CSUM_IPV6.load() } else { 0 };
+        let unchanged = |delta: u16| delta == 0 || delta == 0xffff;
+        (unchanged(addr) || self.replace(offset, addr, PSEUDO_HEADER | zero | v6))
+            && (unchanged(content) || self.replace(offset, content, zero))
+    }
+
+    #[inline(always)]
+    fn set_l4(&mut self, offset: usize, pseudo: u16, content: u16) -> bool {
+        // The writer left 0xffff in the field: minus zero where it holds the pseudo header's sum, the complement of zero where it holds a
+        // finished sum. The kernel adds what belongs into each.
+        self.replace(offset, pseudo, PSEUDO_HEADER) && self.replace(offset, content, 0)
+    }
+
+    #[inline(always)]
+    fn trim(&mut self, len: u32) -> bool {
+        // SAFETY: valid context; the helper checks the length.
+        self.len() == len || unsafe { bpf_skb_change_tail(self.0, len, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn insert_after_eth(&mut self, room: u32) -> bool {
+        // SAFETY: valid context; the helper checks the length.
+        unsafe { bpf_skb_adjust_room(self.0, room as i32, ROOM_AFTER_MAC, 0) == 0 }
+    }
+}

@@ -1,0 +1,120 @@
+//! XDP: a packet as `xdp_md`. Checksums are final here, and repaired by hand.
+
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
+use netlb_common::checksum;
+use netlb_ebpf::packet::{Eth, Half, L4, Packet, Wire};
+use netlb_ebpf::tables::Tables;
+use netlb_ebpf::verdict::{Decision, Verdict};
+
+use crate::kernel::KernelTables;
+
+const DROP: u32 = 1;
+const PASS: u32 = 2;
+const TX: u32 = 3;
+
+pub(crate) struct Xdp(pub(crate) *mut xdp_md);
+
+impl Xdp {
+    #[inline(always)]
+    fn bounds(&self) -> (usize, usize) {
+        // SAFETY: the kernel passes a valid context for the run of the program.
+        unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    pub(crate) fn view<T>(&self, offset: usize) -> Option<*mut T> {
+        let (start, end) = self.bounds();
+        let at = start + offset;
+        if at + size_of::<T>() > end { None } else { Some(at as *mut T) }
+    }
+
+    /// The verdict as XDP wants it.
+    #[inline(always)]
+    pub(crate) fn finish(&mut self, verdict: Verdict) -> u32 {
+        match verdict.decide() {
+            Decision::Pass => PASS,
+            Decision::Drop(reason) => {
+                KernelTables.count(reason);
+                DROP
+            }
+            Decision::Reflect => TX,
+            // SAFETY: scalar arguments.
+            Decision::Deliver(ifindex) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+        }
+    }
+}
+
+impl Packet for Xdp {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        let (start, end) = self.bounds();
+        (end - start) as u32
+    }
+
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    fn pull(&mut self, _len: u32) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn at<T: Wire>(&self, offset: usize) -> Option<&T> {
+        // SAFETY: `view` checked the bounds; `Wire` types take any bytes at any address.
+        self.view(offset).map(|at| unsafe { &*at })
+    }
+
+    #[inline(always)]
+    fn at_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
+        // SAFETY: as above, and `&mut self` keeps it the only view.
+        self.view(offset).map(|at| unsafe { &mut *at })
+    }
+
+    #[inline(always)]
+    fn fix_l4(&mut self, offset: usize, addr: u16, content: u16, l4: L4) -> bool {
+        let Some(field) = self.at_mut::<Half>(offset) else { return false };
+        if l4.zero_is_none && field.value == 0 {
+            return true;
+        }
+        let sum = checksum::apply(field.value, checksum::add(addr, content));
+        field.value = if l4.zero_is_none && sum == 0 { 0xffff } else { sum };
+        true
+    }
+
+    #[inline(always)]
+    fn set_l4(&mut self, offset: usize, pseudo: u16, content: u16) -> bool {
+        let Some(field) = self.at_mut::<Half>(offset) else { return false };
+        field.value = !checksum::add(pseudo, content);
+        true
+    }
+
+    #[inline(always)]
+    fn trim(&mut self, len: u32) -> bool {
+        let excess = self.len().wrapping_sub(len) as i32;
+        // SAFETY: valid context; the helper checks the length.
+        excess == 0 || unsafe { bpf_xdp_adjust_tail(self.0, -excess) == 0 }
+    }
+
+    #[inline(always)]
+    fn insert_after_eth(&mut self, room: u32) -> bool {
+        let Some(eth) = self.at::<Eth>(0) else { return false };
+        let eth = *eth;
+        // SAFETY: valid context; the helper checks the headroom.
+        if unsafe { bpf_xdp_adjust_head(self.0, -(room as i32)) } != 0 {
+            return false;
+        }
+        let Some(front) = self.at_mut::<Eth>(0) else { return false };
+        *front = eth;
+        true
+    }
+}

@@ -1,0 +1,155 @@
+//! ICMP errors of translated flows: the packet they quote is given the tuple its sender knows, so that path MTU discovery, and errors of any
+//! other kind, work through a VIP.
+//!
+//! An error quotes a packet with tuple `q` and goes to that packet's sender. `q` reversed is the tuple of a packet the other way; its conntrack
+//! entry says how that one is translated, `r -> u`. So the sender knows its packet as `u` reversed. The outer addresses follow where they are
+//! those of `r`; a router on the way keeps its own.
+
+use netlb_common::conntrack::{CtKey, flags};
+use netlb_common::{Reason, checksum, proto};
+
+use crate::conntrack::lookup;
+use crate::packet::{ETH_LEN, Half, Ipv4, Ipv6, L4, Packet, Word};
+use crate::parse::Parsed;
+use crate::tables::{Ct, Tables};
+use crate::verdict::Verdict;
+use crate::{from_pod, nat};
+
+/// Bytes that hold the outer headers, ICMP, and the quoted headers up to a TCP checksum.
+const PULL: u32 = 14 + 60 + 8 + 60 + 18;
+
+/// Where the quote stands and whose flow it is of.
+struct Quote {
+    ct: Ct,
+    /// Offset of the quoted L4 header.
+    l4: usize,
+    proto: u8,
+    /// The reversed tuple of the quoted packet.
+    reversed: CtKey,
+}
+
+/// An error that leaves a pod. `None`: not about a flow that is translated here.
+#[inline(always)]
+pub fn from_pod<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Option<Verdict> {
+    match leaving(p, t, parsed) {
+        Verdict::PASS => None,
+        verdict => Some(verdict),
+    }
+}
+
+#[inline(never)]
+fn leaving<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Verdict {
+    let Some(quote) = find(p, t, parsed) else { return Verdict::PASS };
+    let ct = quote.ct;
+    if ct.is(flags::REPLY) && !ct.is(flags::REDIRECT | flags::HAIRPIN) {
+        return Verdict::PASS;
+    }
+    if translate(p, parsed, &quote).is_none() {
+        return Verdict::drop(Reason::REWRITE_FAILED);
+    }
+    t.count(Reason::ICMP_TRANSLATED);
+    if ct.is(flags::HAIRPIN) {
+        return if nat::swap_macs(p) { Verdict::REFLECT } else { Verdict::drop(Reason::REWRITE_FAILED) };
+    }
+    from_pod::send(p, t, ct)
+}
+
+/// An error that the stack delivers to a pod.
+#[inline(never)]
+pub fn to_pod<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Verdict {
+    let Some(quote) = find(p, t, parsed) else { return Verdict::PASS };
+    if !quote.ct.is(flags::REPLY) {
+        return Verdict::PASS;
+    }
+    if translate(p, parsed, &quote).is_none() {
+        return Verdict::drop(Reason::REWRITE_FAILED);
+    }
+    t.count(Reason::ICMP_TRANSLATED);
+    Verdict::PASS
+}
+
+#[inline(always)]
+fn find<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Option<Quote> {
+    if !p.pull(PULL) {
+        return None;
+    }
+    let inner = parsed.l4() + 8;
+    let (src, dst, proto, l4) = if parsed.v6() {
+        let ip = p.at::<Ipv6>(inner)?;
+        (ip.src(), ip.dst(), ip.next, inner + 40)
+    } else {
+        let ip = p.at::<Ipv4>(inner)?;
+        let header = ip.header_len();
+        if header < 20 || u16::from_be(ip.frag) & 0x1fff != 0 {
+            return None;
+        }
+        (ip.src(), ip.dst(), ip.proto, inner + header)
+    };
+    if proto != proto::TCP && proto != proto::UDP {
+        return None;
+    }
+    let ports = p.at::<Word>(l4)?.value;
+    let reversed = CtKey::from_words(dst, src, ports.rotate_left(16), proto);
+    let (ct, _) = lookup(t, &reversed, t.now())?;
+    Some(Quote { ct, l4, proto, reversed })
+}
+
+/// Rewrites quote and outer addresses.
+#[inline(always)]
+fn translate<P: Packet>(p: &mut P, parsed: Parsed, quote: &Quote) -> Option<()> {
+    let ct = &quote.ct;
+    let (src, dst) = (ct.src(), ct.dst());
+    let inner = parsed.l4() + 8;
+    // The quote changes by the entry's deltas: a tuple and its reverse have one sum.
+    let mut content = checksum::add(ct.delta_addr(), ct.delta_port());
+    if !parsed.v6() {
+        let ip = p.at_mut::<Ipv4>(inner)?;
+        let old = ip.csum;
+        ip.csum = checksum::apply(old, ct.delta_addr());
+        content = checksum::add(content, checksum::delta(old as u32, ip.csum as u32));
+        ip.src = dst.v4_word();
+        ip.dst = src.v4_word();
+    } else {
+        let ip = p.at_mut::<Ipv6>(inner)?;
+        ip.src_hi = dst.hi;
+        ip.src_lo = dst.lo;
+        ip.dst_hi = src.hi;
+        ip.dst_lo = src.lo;
+    }
+    p.at_mut::<Word>(quote.l4)?.value = ct.ports().rotate_left(16);
+    // The quoted checksum, where the quote reaches that far and there is one.
+    let field = quote.l4 + if quote.proto == proto::TCP { 16 } else { 6 };
+    if let Some(half) = p.at_mut::<Half>(field) {
+        if quote.proto == proto::TCP || half.value != 0 {
+            let old = half.value;
+            half.value = checksum::apply(old, checksum::add(ct.delta_addr(), ct.delta_port()));
+            content = checksum::add(content, checksum::delta(old as u32, half.value as u32));
+        }
+    }
+
+    let mut pseudo = 0;
+    if parsed.v6() {
+        let ip = p.at_mut::<Ipv6>(ETH_LEN)?;
+        let before = ip.src().sum() + ip.dst().sum();
+        if ip.src() == quote.reversed.src {
+            ip.src_hi = src.hi;
+            ip.src_lo = src.lo;
+        }
+        if ip.dst() == quote.reversed.dst {
+            ip.dst_hi = dst.hi;
+            ip.dst_lo = dst.lo;
+        }
+        pseudo = checksum::delta(before, ip.src().sum() + ip.dst().sum());
+    } else {
+        let ip = p.at_mut::<Ipv4>(ETH_LEN)?;
+        let before = ip.src().sum() + ip.dst().sum();
+        if ip.src() == quote.reversed.src {
+            ip.src = src.v4_word();
+        }
+        if ip.dst() == quote.reversed.dst {
+            ip.dst = dst.v4_word();
+        }
+        ip.csum = checksum::apply(ip.csum, checksum::delta(before, ip.src().sum() + ip.dst().sum()));
+    }
+    p.fix_l4(parsed.l4() + 2, pseudo, content, L4 { zero_is_none: false, v6: parsed.v6() }).then_some(())
+}

@@ -1,0 +1,223 @@
+//! From frame to tuple. Every length is checked here once; who comes after may trust it.
+//!
+//! What is not IPv4 or IPv6 in an untagged Ethernet II frame is not ours and passes. IPv4 options are stepped over, of IPv6 extension headers up
+//! to six. A later fragment has no ports; the tuple then ends at the addresses.
+
+use core::mem::MaybeUninit;
+
+use netlb_common::conntrack::CtKey;
+use netlb_common::{Addr, Reason, proto};
+use network_types::eth::EtherType;
+
+use crate::packet::{ETH_LEN, Eth, Extension, Icmp, Ipv4, Ipv6, Packet, Tcp, Udp};
+
+/// Bytes that hold Ethernet, an IPv6 header and a TCP header: pulled before anything is read.
+pub const PULL: u32 = 74;
+
+/// Extension headers stepped over (RFC 8200 recommends each at most once).
+const MAX_EXTENSIONS: usize = 6;
+
+/// What parsing found, in one word (it crosses function boundaries in a register).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Parsed(u64);
+
+mod bits {
+    pub(super) const L4_OFFSET: u64 = 0; // 8 bits
+    pub(super) const PROTO: u64 = 8; // 8 bits
+    pub(super) const TCP_FLAGS: u64 = 16; // 8 bits
+    pub(super) const REASON: u64 = 24; // 8 bits
+    pub(super) const L4_HEADER: u64 = 32; // 8 bits: bytes of the L4 header
+    pub(super) const V6: u64 = 1 << 40;
+    pub(super) const NOT_OURS: u64 = 1 << 41;
+    pub(super) const LATER_FRAGMENT: u64 = 1 << 42;
+    pub(super) const HAS_PORTS: u64 = 1 << 43;
+    pub(super) const ICMP_ERROR: u64 = 1 << 44;
+}
+
+impl Parsed {
+    #[inline(always)]
+    fn reason(reason: Reason) -> Self {
+        Parsed((reason.0 as u64) << bits::REASON)
+    }
+
+    /// Not a packet netlb has an opinion on.
+    #[inline(always)]
+    pub fn not_ours(self) -> bool {
+        self.0 & bits::NOT_OURS != 0
+    }
+
+    /// Why the packet cannot be believed.
+    #[inline(always)]
+    pub fn fault(self) -> Option<Reason> {
+        match (self.0 >> bits::REASON) as u8 {
+            0 => None,
+            n => Some(Reason(n)),
+        }
+    }
+
+    #[inline(always)]
+    pub fn v6(self) -> bool {
+        self.0 & bits::V6 != 0
+    }
+
+    /// A fragment other than the first.
+    #[inline(always)]
+    pub fn later_fragment(self) -> bool {
+        self.0 & bits::LATER_FRAGMENT != 0
+    }
+
+    /// TCP or UDP with its ports in the tuple.
+    #[inline(always)]
+    pub fn has_ports(self) -> bool {
+        self.0 & bits::HAS_PORTS != 0
+    }
+
+    /// An ICMP or ICMPv6 error, which quotes a packet.
+    #[inline(always)]
+    pub fn icmp_error(self) -> bool {
+        self.0 & bits::ICMP_ERROR != 0
+    }
+
+    /// Offset of the L4 header from the start of the frame.
+    #[inline(always)]
+    pub fn l4(self) -> usize {
+        (self.0 >> bits::L4_OFFSET) as usize & 0xff
+    }
+
+    /// Bytes of the L4 header.
+    #[inline(always)]
+    pub fn l4_header(self) -> usize {
+        (self.0 >> bits::L4_HEADER) as usize & 0xff
+    }
+
+    #[inline(always)]
+    pub fn proto(self) -> u8 {
+        (self.0 >> bits::PROTO) as u8
+    }
+
+    #[inline(always)]
+    pub fn tcp_flags(self) -> u8 {
+        (self.0 >> bits::TCP_FLAGS) as u8
+    }
+
+    /// Offset of the L4 checksum field.
+    #[inline(always)]
+    pub fn l4_csum(self) -> usize {
+        self.l4() + if self.proto() == proto::TCP { 16 } else { 6 }
+    }
+}
+
+/// Parses the frame; the tuple is written to `key` whenever the result is neither a fault nor not ours.
+#[inline(always)]
+pub fn parse<P: Packet>(p: &mut P, key: &mut MaybeUninit<CtKey>) -> Parsed {
+    if !p.pull(PULL) {
+        return Parsed::reason(Reason::MALFORMED);
+    }
+    let frame = p.len() as usize;
+    let Some(eth) = p.at::<Eth>(0) else { return Parsed(bits::NOT_OURS) };
+    let ether_type = eth.ether_type;
+    if ether_type == EtherType::Ipv4 as u16 {
+        let Some(ip) = p.at::<Ipv4>(ETH_LEN) else { return Parsed::reason(Reason::MALFORMED) };
+        let header = ip.header_len();
+        let total = u16::from_be(ip.len) as usize;
+        if ip.version_ihl >> 4 != 4 || header < 20 || total < header || total + ETH_LEN > frame {
+            return Parsed::reason(Reason::MALFORMED);
+        }
+        let later = u16::from_be(ip.frag) & 0x1fff != 0;
+        let (src, dst, next) = (ip.src(), ip.dst(), ip.proto);
+        l4(p, key, src, dst, next, ETH_LEN + header, total - header, later, 0)
+    } else if ether_type == EtherType::Ipv6 as u16 {
+        let Some(ip) = p.at::<Ipv6>(ETH_LEN) else { return Parsed::reason(Reason::MALFORMED) };
+        let total = u16::from_be(ip.len) as usize;
+        if ip.first as u8 >> 4 != 6 || total + ETH_LEN + 40 > frame {
+            return Parsed::reason(Reason::MALFORMED);
+        }
+        let (src, dst) = (ip.src(), ip.dst());
+        if src.is_v4() || dst.is_v4() {
+            return Parsed::reason(Reason::MAPPED_ADDRESS);
+        }
+        let mut next = ip.next;
+        let mut at = ETH_LEN + 40;
+        let mut later = false;
+        for _ in 0..MAX_EXTENSIONS {
+            // Hop-by-hop, routing, destination options; fragment; AH counts in words of 4, two not counted (RFC 4302).
+            if !matches!(next, 0 | 43 | 60 | 44 | 51) || later {
+                break;
+            }
+            let Some(header) = p.at::<Extension>(at & 0xff) else { return Parsed::reason(Reason::MALFORMED) };
+            let len = match next {
+                44 => {
+                    later = u16::from_be(header.data) & 0xfff8 != 0;
+                    8
+                }
+                51 => (header.len as usize + 2) * 4,
+                _ => (header.len as usize + 1) * 8,
+            };
+            // Offsets stay within one byte. What hides behind a longer chain has no ports for us: to a VIP it is refused, else it passes.
+            if at + len > 0xff - 20 {
+                break;
+            }
+            next = header.next;
+            at += len;
+        }
+        let used = at - ETH_LEN - 40;
+        if used > total {
+            return Parsed::reason(Reason::MALFORMED);
+        }
+        l4(p, key, src, dst, next, at, total - used, later, bits::V6)
+    } else {
+        Parsed(bits::NOT_OURS)
+    }
+}
+
+/// The L4 part: `at` its offset, `len` the bytes the IP header says there are.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "always inlined: a struct would go through memory")]
+fn l4<P: Packet>(
+    p: &mut P,
+    key: &mut MaybeUninit<CtKey>,
+    src: Addr,
+    dst: Addr,
+    next: u8,
+    at: usize,
+    len: usize,
+    later: bool,
+    family: u64,
+) -> Parsed {
+    let at = at & 0xff;
+    let mut found = family | (at as u64) << bits::L4_OFFSET | (next as u64) << bits::PROTO;
+    let mut ports = 0;
+    if later {
+        found |= bits::LATER_FRAGMENT;
+    } else if next == proto::TCP {
+        if at + 20 > PULL as usize && !p.pull(at as u32 + 20) {
+            return Parsed::reason(Reason::MALFORMED);
+        }
+        let Some(tcp) = p.at::<Tcp>(at) else { return Parsed::reason(Reason::MALFORMED) };
+        let header = (tcp.offset >> 4) as usize * 4;
+        if header < 20 || header > len {
+            return Parsed::reason(Reason::MALFORMED);
+        }
+        ports = tcp.ports;
+        found |= bits::HAS_PORTS | (tcp.flags as u64) << bits::TCP_FLAGS | (header as u64) << bits::L4_HEADER;
+    } else if next == proto::UDP {
+        let Some(udp) = p.at::<Udp>(at) else { return Parsed::reason(Reason::MALFORMED) };
+        let said = u16::from_be(udp.len) as usize;
+        // A first fragment carries less than the datagram's length; a length of 0 is a jumbogram's (RFC 2675), which no Service carries.
+        if len < 8 || said < 8 {
+            return Parsed::reason(Reason::MALFORMED);
+        }
+        ports = udp.ports;
+        found |= bits::HAS_PORTS | 8 << bits::L4_HEADER;
+    } else if next == if family == 0 { proto::ICMP } else { proto::ICMPV6 } {
+        let Some(icmp) = p.at::<Icmp>(at) else { return Parsed::reason(Reason::MALFORMED) };
+        // Errors: destination unreachable, source quench, time exceeded, parameter problem; ICMPv6 types 1 to 4.
+        let error = if family == 0 { matches!(icmp.kind, 3 | 4 | 11 | 12) } else { matches!(icmp.kind, 1..=4) };
+        if error {
+            found |= bits::ICMP_ERROR;
+        }
+        found |= 8 << bits::L4_HEADER;
+    }
+    key.write(CtKey::from_words(src, dst, ports, next));
+    Parsed(found)
+}

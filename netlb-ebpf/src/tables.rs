@@ -1,0 +1,141 @@
+//! What the core asks of the world: look-ups, conntrack, counters, the clock. The kernel edge answers from maps, host tests from `BTreeMap`s.
+
+use core::ptr::NonNull;
+
+use netlb_common::affinity::{AffinityKey, AffinityValue};
+use netlb_common::backend::BackendValue;
+use netlb_common::config::Config;
+use netlb_common::conntrack::{CtKey, CtValue, REFRESH};
+use netlb_common::endpoint::EndpointValue;
+use netlb_common::frontend::{FrontendKey, FrontendValue};
+use netlb_common::socket::{SocketKey, SocketValue};
+use netlb_common::{Addr, Reason};
+
+/// Which of the two conntrack maps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tier {
+    /// `CT`: both ends have spoken.
+    Assured,
+    /// `CT_NEW`: not answered yet.
+    New,
+}
+
+/// Result of [`Tables::ct_claim`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claim {
+    Done,
+    Taken,
+    Full,
+}
+
+/// Records too big for the 512-byte stack, built here. One a CPU; nothing in it outlives a packet.
+#[repr(C)]
+pub struct Scratch {
+    /// The entry of the client's direction, then of the backend's. Set by `conntrack::create`.
+    pub forward: CtValue,
+    pub reply: CtValue,
+}
+
+pub trait Tables {
+    fn config(&self) -> Option<&Config>;
+    fn frontend(&self, key: &FrontendKey) -> Option<&FrontendValue>;
+    /// Backend id in a slot.
+    fn slot(&self, index: u32) -> Option<u32>;
+    fn backend(&self, id: u32) -> Option<&BackendValue>;
+    fn endpoint(&self, id: u32) -> Option<&EndpointValue>;
+    /// Endpoint id that owns an address.
+    fn endpoint_by_addr(&self, addr: &Addr) -> Option<u32>;
+    /// Endpoint id behind a device.
+    fn endpoint_by_ifindex(&self, ifindex: u32) -> Option<u32>;
+    fn affinity(&self, key: &AffinityKey) -> Option<&AffinityValue>;
+    fn set_affinity(&self, key: &AffinityKey, value: &AffinityValue);
+    fn socket(&self, key: &SocketKey) -> Option<&SocketValue>;
+    fn set_socket(&self, key: &SocketKey, value: &SocketValue);
+
+    fn ct(&self, tier: Tier, key: &CtKey) -> Option<Ct>;
+    /// Inserts, or replaces an entry of that key. False if there is no room.
+    fn ct_insert(&self, tier: Tier, key: &CtKey, value: &CtValue) -> bool;
+    /// Inserts into `CT_NEW` unless the key is taken.
+    fn ct_claim(&self, key: &CtKey, value: &CtValue) -> Claim;
+    fn ct_delete(&self, tier: Tier, key: &CtKey);
+
+    fn scratch(&self) -> Option<NonNull<Scratch>>;
+    /// Jiffies, low 32 bits.
+    fn now(&self) -> u32;
+    fn count(&self, reason: Reason);
+    /// A new flow to this backend.
+    fn count_flow(&self, backend: u32);
+}
+
+/// A conntrack entry in its map. The map's owner keeps the memory valid while the packet that asked is being processed; other CPUs may write to
+/// it meanwhile (the kernel gives no better), so every read is a copy and every write a single store.
+#[derive(Clone, Copy)]
+pub struct Ct(NonNull<CtValue>);
+
+macro_rules! read {
+    ($($field:ident: $ty:ty),* $(,)?) => { $(
+        #[inline(always)]
+        pub fn $field(&self) -> $ty {
+            // SAFETY: `new`'s contract: the entry is readable while the packet is processed.
+            unsafe { (*self.0.as_ptr()).$field }
+        }
+    )* };
+}
+
+impl Ct {
+    /// # Safety
+    /// `entry` must be aligned to 8 and stay readable and writable until the packet at hand has been processed.
+    #[inline(always)]
+    pub unsafe fn new(entry: NonNull<CtValue>) -> Self {
+        Ct(entry)
+    }
+
+    read! {
+        src: Addr, dst: Addr, ports: u32, delta_addr: u16, delta_port: u16, flags: u16, state: u8, seen: u32, timeout: u32,
+        backend: u32, backend_generation: u32, hop: u32, hop_generation: u32,
+    }
+
+    /// The whole entry.
+    #[inline(always)]
+    pub fn value(&self) -> &CtValue {
+        // SAFETY: as above; only handed to the map for a copy.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// Has a flag.
+    #[inline(always)]
+    pub fn is(&self, flag: u16) -> bool {
+        self.flags() & flag != 0
+    }
+
+    #[inline(always)]
+    pub fn expired(&self, now: u32) -> bool {
+        now.wrapping_sub(self.seen()) > self.timeout()
+    }
+
+    /// Stamps and counts a packet. The stamp is stored only when it is old enough to matter.
+    #[inline(always)]
+    pub fn touch(&self, now: u32, bytes: u32) {
+        let entry = self.0.as_ptr();
+        // SAFETY: as above. Counters are plain adds: two CPUs on one flow may lose a few.
+        unsafe {
+            if now.wrapping_sub((*entry).seen) >= REFRESH {
+                (*entry).seen = now;
+            }
+            (*entry).packets = (*entry).packets.wrapping_add(1);
+            (*entry).bytes = (*entry).bytes.wrapping_add(bytes as u64);
+        }
+    }
+
+    /// Moves the entry to a state, with its timeout in jiffies.
+    #[inline(always)]
+    pub fn set_state(&self, state: u8, timeout: u32, now: u32) {
+        let entry = self.0.as_ptr();
+        // SAFETY: as above.
+        unsafe {
+            (*entry).state = state;
+            (*entry).timeout = timeout;
+            (*entry).seen = now;
+        }
+    }
+}
