@@ -1,7 +1,5 @@
 //! Flows: find one, advance its state, open one. Records and the state table are in `netlb_common::conntrack`.
 
-use core::ptr::NonNull;
-
 use netlb_common::backend::{self, BackendValue};
 use netlb_common::conntrack::{CtKey, CtValue, REOPEN, event, flags, is_assured, state, step, timeout_s};
 use netlb_common::{Reason, checksum, hash, proto};
@@ -10,7 +8,7 @@ use crate::parse::Parsed;
 use crate::tables::{Claim, Ct, Tables, Tier};
 
 /// Source ports tried when the tuple of the answers is taken.
-const PORT_PROBES: u32 = 16;
+const PORT_PROBES: u32 = 8;
 
 /// Source ports are moved into this range, above what applications listen on by habit.
 const PORT_FIRST: u32 = 32_768;
@@ -159,14 +157,14 @@ fn forget<T: Tables>(t: &T, ct: Ct, proto: u8, key: &CtKey) {
     t.ct_delete(Tier::New, key);
 }
 
-/// Opens a flow from `key` to a backend: two entries in `CT_NEW`. `ifindex` is the device of the client's pod. Returns the client's entry (in the
-/// scratch record: good for this packet).
+/// Opens a flow from `key` to a backend: two entries in `CT_NEW`. `ifindex` is the device of the client's pod. The records stay in the
+/// scratch for this packet: see [`opened`](crate::tables::opened).
 #[inline(always)]
-pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, ifindex: u32, now: u32) -> Result<Ct, Reason> {
+pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, ifindex: u32, now: u32) -> Result<(), Reason> {
     let Some(config) = t.config() else { return Err(Reason::NO_SCRATCH) };
     let Some(b) = t.backend(backend_id) else { return Err(Reason::NO_SCRATCH) };
     let Some(mut scratch) = t.scratch() else { return Err(Reason::NO_SCRATCH) };
-    // SAFETY: the scratch record is this CPU's own, and no other reference to it lives: `Ct` handles into it are only made below.
+    // SAFETY: the scratch record is this CPU's own, and no other reference to it lives: handles into it are made after this function.
     let records = unsafe { scratch.as_mut() };
     let (fwd, reply) = (&mut records.forward, &mut records.reply);
 
@@ -209,64 +207,79 @@ pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, ifindex: u32, now: u
     fwd.delta_addr = addresses;
     reply.delta_addr = !addresses;
 
-    let start = hash::flow(config.seed, key);
+    let ports = checksum::delta(checksum::sum32(key.ports()), checksum::sum32(fwd.ports));
+    fwd.delta_port = ports;
+    reply.delta_port = !ports;
+    let back = CtKey::from_words(fwd.dst, fwd.src, fwd.ports.rotate_left(16), key.proto());
+    let claimed = match claim(t, &back, reply, now) {
+        Claim::Taken => move_port(t, key, fwd, reply, now),
+        claimed => claimed,
+    };
+    match claimed {
+        Claim::Done => {}
+        Claim::Taken => return Err(Reason::PORTS_EXHAUSTED),
+        Claim::Full => return Err(Reason::CONNTRACK_FULL),
+    }
+    // An old entry of this tuple in the first tier would hide the new one.
+    t.ct_delete(Tier::Assured, key);
+    if !t.ct_insert(Tier::New, key, fwd) {
+        return Err(Reason::CONNTRACK_FULL);
+    }
+    if hairpin {
+        t.count(Reason::HAIRPIN);
+    }
+    t.count(Reason::NEW_FLOW);
+    t.count_flow(backend_id);
+    Ok(())
+}
+
+/// Finds another source port whose answers nobody else awaits.
+#[inline(never)]
+fn move_port<T: Tables>(t: &T, key: &CtKey, fwd: &mut CtValue, reply: &mut CtValue, now: u32) -> Claim {
+    fwd.flags |= flags::PORT_MOVED;
+    reply.flags |= flags::PORT_MOVED;
+    let start = hash::flow(now, key);
     for probe in 0..PORT_PROBES {
-        if probe > 0 {
-            let port = PORT_FIRST + hash::scale(start.wrapping_add(probe.wrapping_mul(0x9e37_79b9)), PORT_COUNT);
-            fwd.ports = fwd.ports & 0xffff_0000 | (port as u16).to_be() as u32;
-            fwd.flags |= flags::PORT_MOVED;
-            reply.flags |= flags::PORT_MOVED;
-        }
+        let port = PORT_FIRST + hash::scale(start.wrapping_add(probe.wrapping_mul(0x9e37_79b9)), PORT_COUNT);
+        fwd.ports = fwd.ports & 0xffff_0000 | (port as u16).to_be() as u32;
         let ports = checksum::delta(checksum::sum32(key.ports()), checksum::sum32(fwd.ports));
         fwd.delta_port = ports;
         reply.delta_port = !ports;
         let back = CtKey::from_words(fwd.dst, fwd.src, fwd.ports.rotate_left(16), key.proto());
-        if !claim(t, &back, reply, now)? {
-            continue;
+        match claim(t, &back, reply, now) {
+            Claim::Taken => {}
+            Claim::Full => return Claim::Full,
+            Claim::Done => {
+                t.count(Reason::PORT_MOVED);
+                return Claim::Done;
+            }
         }
-        // An old entry of this tuple in the first tier would hide the new one.
-        t.ct_delete(Tier::Assured, key);
-        if !t.ct_insert(Tier::New, key, fwd) {
-            t.ct_delete(Tier::New, &back);
-            return Err(Reason::CONNTRACK_FULL);
-        }
-        if probe > 0 {
-            t.count(Reason::PORT_MOVED);
-        }
-        if hairpin {
-            t.count(Reason::HAIRPIN);
-        }
-        t.count(Reason::NEW_FLOW);
-        t.count_flow(backend_id);
-        // SAFETY: the scratch record stays valid and unchanged for the rest of this packet.
-        return Ok(unsafe { Ct::new(NonNull::from(fwd)) });
     }
-    Err(Reason::PORTS_EXHAUSTED)
+    Claim::Taken
 }
 
-/// Takes the tuple of the answers. False if a live flow has it: two VIPs with one backend and one client tuple, say.
-#[inline(always)]
-fn claim<T: Tables>(t: &T, back: &CtKey, reply: &CtValue, now: u32) -> Result<bool, Reason> {
-    let ours = |other: &Ct| other.src() == reply.src && other.dst() == reply.dst && other.ports() == reply.ports;
-    let free = |other: &Ct| {
-        ours(other) || (other.expired(now) && partner(t, *other, back.proto()).is_none_or(|p| p.expired(now)))
-    };
+/// Takes the tuple of the answers. `Taken`: a live flow has it (two VIPs with one backend and one client tuple, say).
+#[inline(never)]
+fn claim<T: Tables>(t: &T, back: &CtKey, reply: &CtValue, now: u32) -> Claim {
     if let Some(other) = t.ct(Tier::Assured, back) {
-        if !free(&other) {
-            return Ok(false);
+        if !free(t, other, back, reply, now) {
+            return Claim::Taken;
         }
         t.ct_delete(Tier::Assured, back);
     }
     match t.ct_claim(back, reply) {
-        Claim::Done => Ok(true),
-        Claim::Full => Err(Reason::CONNTRACK_FULL),
-        Claim::Taken => {
-            if t.ct(Tier::New, back).is_some_and(|other| !free(&other)) {
-                return Ok(false);
-            }
-            if t.ct_insert(Tier::New, back, reply) { Ok(true) } else { Err(Reason::CONNTRACK_FULL) }
+        Claim::Taken if t.ct(Tier::New, back).is_none_or(|other| free(t, other, back, reply, now)) => {
+            if t.ct_insert(Tier::New, back, reply) { Claim::Done } else { Claim::Full }
         }
+        claimed => claimed,
     }
+}
+
+/// An entry that may be overwritten: of this very flow, or of one that is over.
+#[inline(always)]
+fn free<T: Tables>(t: &T, other: Ct, back: &CtKey, reply: &CtValue, now: u32) -> bool {
+    (other.src() == reply.src && other.dst() == reply.dst && other.ports() == reply.ports)
+        || (other.expired(now) && partner(t, other, back.proto()).is_none_or(|p| p.expired(now)))
 }
 
 /// Which road a new flow takes: its flags, the endpoint its packets go to, and the one its answers go to.

@@ -14,8 +14,8 @@ use crate::conntrack::{self, Found};
 use crate::packet::Packet;
 use crate::parse::{Parsed, parse};
 use crate::service::{self, Address};
-use crate::tables::{Ct, Tables};
-use crate::verdict::Verdict;
+use crate::tables::{self, Ct, Tables};
+use crate::verdict::{Decision, Verdict};
 use crate::{icmp, nat, refuse};
 
 /// `ifindex`: the device the packet arrived on.
@@ -40,58 +40,57 @@ pub fn from_pod<P: Packet, T: Tables>(p: &mut P, t: &T, ifindex: u32) -> Verdict
                 return forward(p, t, parsed, ct);
             }
             Found::Dead(reason) => return Verdict::drop(reason),
-            Found::Miss => {
-                let service = FrontendKey { addr: key.dst, tail: (key.ports() >> 16) as u64 | (key.proto() as u64) << 16 };
-                if t.frontend(&service).is_some() {
-                    return new_flow(p, t, parsed, key, ifindex);
-                }
-            }
+            Found::Miss => {}
         }
     } else if parsed.icmp_error() {
         if let Some(verdict) = icmp::from_pod(p, t, parsed) {
             return verdict;
         }
     }
-    without_frontend(p, t, parsed, key)
+    let verdict = unknown(t, parsed, key, ifindex);
+    match verdict.decide() {
+        // The records of the new flow are still in the scratch.
+        Decision::Open => match t.scratch() {
+            Some(scratch) => forward(p, t, parsed, tables::opened(scratch)),
+            None => Verdict::drop(Reason::NO_SCRATCH),
+        },
+        Decision::Refuse(reason) => refuse::refuse(p, t, parsed, reason),
+        _ => verdict,
+    }
 }
 
-/// A packet that opens a flow to a Service, or should not have come.
+/// A packet of no flow: opens one, if it is to a frontend.
 #[inline(never)]
-fn new_flow<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed, key: &CtKey, ifindex: u32) -> Verdict {
-    let service = FrontendKey { addr: key.dst, tail: (key.ports() >> 16) as u64 | (key.proto() as u64) << 16 };
-    let Some(frontend) = t.frontend(&service) else { return Verdict::PASS };
-    let Some(config) = t.config() else { return Verdict::drop(Reason::NO_SCRATCH) };
-    if key.proto() == proto::TCP {
-        match event::of_tcp(parsed.tcp_flags()) {
-            event::SYN => {}
-            event::RST => return Verdict::drop(Reason::STRAY_RST),
-            _ => return refuse::refuse(p, t, parsed, Reason::NO_FLOW),
+fn unknown<T: Tables>(t: &T, parsed: Parsed, key: &CtKey, ifindex: u32) -> Verdict {
+    let Some(config) = t.config() else { return Verdict::PASS };
+    let tcp_event = if parsed.proto() == proto::TCP { event::of_tcp(parsed.tcp_flags()) } else { event::SYN };
+    if parsed.has_ports() {
+        let service = FrontendKey::new(key.dst, key.dport(), key.proto());
+        if let Some(frontend) = t.frontend(&service) {
+            if tcp_event == event::RST {
+                return Verdict::drop(Reason::STRAY_RST);
+            } else if tcp_event != event::SYN {
+                return Verdict::refuse(Reason::NO_FLOW);
+            }
+            let now = t.now();
+            let Some(backend) = service::choose(t, frontend, key.src, hash::flow(config.seed, key), config.hz, now)
+            else {
+                return Verdict::refuse(Reason::NO_ENDPOINTS);
+            };
+            return match conntrack::open(t, key, backend, ifindex, now) {
+                Ok(()) => Verdict::OPEN,
+                Err(reason) => Verdict::drop(reason),
+            };
         }
     }
-    let now = t.now();
-    let Some(backend) = service::choose(t, frontend, key.src, hash::flow(config.seed, key), config.hz, now) else {
-        return refuse::refuse(p, t, parsed, Reason::NO_ENDPOINTS);
-    };
-    match conntrack::open(t, key, backend, ifindex, now) {
-        Ok(ct) => forward(p, t, parsed, ct),
-        Err(reason) => Verdict::drop(reason),
-    }
-}
-
-/// Neither of a flow nor to a frontend.
-#[inline(never)]
-fn without_frontend<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed, key: &CtKey) -> Verdict {
-    let Some(config) = t.config() else { return Verdict::PASS };
     match service::address(t, config, key.dst) {
         Address::Foreign => Verdict::PASS,
         Address::Unallocated => Verdict::drop(Reason::UNALLOCATED),
         Address::Vip if parsed.later_fragment() => Verdict::drop(Reason::FRAGMENT),
-        Address::Vip if parsed.has_ports() && parsed.proto() == proto::TCP && event::of_tcp(parsed.tcp_flags()) == event::RST => {
-            Verdict::drop(Reason::STRAY_RST)
-        }
+        Address::Vip if parsed.has_ports() && tcp_event == event::RST => Verdict::drop(Reason::STRAY_RST),
         // An ICMP error is never answered by one (RFC 1122 3.2.2).
         Address::Vip if parsed.icmp_error() => Verdict::drop(Reason::UNDEFINED_PORT),
-        Address::Vip => refuse::refuse(p, t, parsed, Reason::UNDEFINED_PORT),
+        Address::Vip => Verdict::refuse(Reason::UNDEFINED_PORT),
     }
 }
 

@@ -12,5 +12,7 @@ mod programs;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {
-    eprintln!("netlb-ebpf is netlb's kernel object; `cargo build --release -p netlb-user` builds it for the bpf target and embeds it in `netlb`.");
+    eprintln!(
+        "netlb-ebpf is netlb's kernel object; `cargo build --release -p netlb-user` builds it for the bpf target and embeds it in `netlb`."
+    );
 }

@@ -15,7 +15,8 @@ use netlb_common::{Addr, reason};
 use netlb_ebpf::tables::Scratch;
 
 #[map]
-pub(crate) static FRONTENDS: HashMap<FrontendKey, FrontendValue> = HashMap::with_max_entries(capacity::FRONTENDS, NO_PREALLOC);
+pub(crate) static FRONTENDS: HashMap<FrontendKey, FrontendValue> =
+    HashMap::with_max_entries(capacity::FRONTENDS, NO_PREALLOC);
 #[map]
 pub(crate) static SLOTS: Array<u32> = Array::with_max_entries(capacity::SLOTS, 0);
 #[map]
@@ -23,11 +24,13 @@ pub(crate) static BACKENDS: Array<BackendValue> = Array::with_max_entries(capaci
 #[map]
 pub(crate) static ENDPOINTS: Array<EndpointValue> = Array::with_max_entries(capacity::ENDPOINTS, 0);
 #[map]
-pub(crate) static ENDPOINT_BY_ADDR: HashMap<Addr, u32> = HashMap::with_max_entries(capacity::ENDPOINTS * 4, NO_PREALLOC);
+pub(crate) static ENDPOINT_BY_ADDR: HashMap<Addr, u32> =
+    HashMap::with_max_entries(capacity::ENDPOINTS * 4, NO_PREALLOC);
 #[map]
 pub(crate) static ENDPOINT_BY_IFINDEX: HashMap<u32, u32> = HashMap::with_max_entries(capacity::ENDPOINTS, NO_PREALLOC);
 #[map]
-pub(crate) static AFFINITY: LruHashMap<AffinityKey, AffinityValue> = LruHashMap::with_max_entries(capacity::AFFINITY, 0);
+pub(crate) static AFFINITY: LruHashMap<AffinityKey, AffinityValue> =
+    LruHashMap::with_max_entries(capacity::AFFINITY, 0);
 #[map]
 pub(crate) static CT: HashMap<CtKey, CtValue> = HashMap::with_max_entries(capacity::CT, NO_PREALLOC);
 #[map]

@@ -47,7 +47,11 @@ pub fn rewrite<P: Packet>(p: &mut P, parsed: Parsed, ct: &Ct, hop: bool) -> bool
 /// TTL or hop limit as the packet has it; 0 if it cannot be read.
 #[inline(always)]
 pub fn ttl<P: Packet>(p: &P, parsed: Parsed) -> u8 {
-    if parsed.v6() { p.at::<Ipv6>(ETH_LEN).map_or(0, |ip| ip.hops) } else { p.at::<Ipv4>(ETH_LEN).map_or(0, |ip| ip.ttl) }
+    if parsed.v6() {
+        p.at::<Ipv6>(ETH_LEN).map_or(0, |ip| ip.hops)
+    } else {
+        p.at::<Ipv4>(ETH_LEN).map_or(0, |ip| ip.ttl)
+    }
 }
 
 /// Bytes of the largest IP packet this frame becomes on a wire.

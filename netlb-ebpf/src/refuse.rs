@@ -53,7 +53,16 @@ fn reset<P: Packet>(p: &mut P, parsed: Parsed) -> Option<()> {
         return None;
     }
 
-    let mut new = Tcp { ports: old.ports.rotate_left(16), seq: 0, ack: 0, offset: 5 << 4, flags: 4, window: 0, csum: 0xffff, urgent: 0 };
+    let mut new = Tcp {
+        ports: old.ports.rotate_left(16),
+        seq: 0,
+        ack: 0,
+        offset: 5 << 4,
+        flags: 4,
+        window: 0,
+        csum: 0xffff,
+        urgent: 0,
+    };
     if old.flags & 16 != 0 {
         new.seq = old.ack;
     } else {

@@ -95,10 +95,16 @@ pub fn outgoing<D: Destination, T: Tables>(d: &mut D, t: &T, datagram: bool) -> 
         t.count(Reason::SOCKET_TRANSLATED);
         t.count_flow(id);
         if datagram {
-            t.set_socket(&forward, &SocketValue { addr: b.addr, tail: tail(b.port, 0), backend: id, backend_generation: b.generation });
+            t.set_socket(
+                &forward,
+                &SocketValue { addr: b.addr, tail: tail(b.port, 0), backend: id, backend_generation: b.generation },
+            );
         }
         let back = SocketKey { cookie, addr: b.addr, tail: tail(b.port, proto) };
-        t.set_socket(&back, &SocketValue { addr: vip, tail: tail(port, 0), backend: id, backend_generation: b.generation });
+        t.set_socket(
+            &back,
+            &SocketValue { addr: vip, tail: tail(port, 0), backend: id, backend_generation: b.generation },
+        );
     }
     d.set(b.addr, b.port);
     Answer::Allow

@@ -36,6 +36,13 @@ pub struct Scratch {
     pub reply: CtValue,
 }
 
+/// The client's entry of the flow that `conntrack::open` made for this packet. Good for this packet: the map has a copy.
+#[inline(always)]
+pub fn opened(scratch: NonNull<Scratch>) -> Ct {
+    // SAFETY: the scratch record outlives the packet, and `forward` is its first field.
+    unsafe { Ct::new(scratch.cast()) }
+}
+
 pub trait Tables {
     fn config(&self) -> Option<&Config>;
     fn frontend(&self, key: &FrontendKey) -> Option<&FrontendValue>;

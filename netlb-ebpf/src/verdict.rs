@@ -13,6 +13,10 @@ pub enum Decision {
     Pass,
     /// Dropped; counted under the reason.
     Drop(Reason),
+    /// To be answered by [`crate::refuse`], which the route calls: a hook never sees it.
+    Refuse(Reason),
+    /// A flow was opened: its records are in the scratch, and the route forwards the packet by them. A hook never sees it.
+    Open,
     /// Back to the pod it came from, MACs already swapped.
     Reflect,
     /// Into the network namespace behind this device (interface index of the host side of a veth), MACs already set.
@@ -23,14 +27,22 @@ const PASS: u64 = 0;
 const DROP: u64 = 1;
 const REFLECT: u64 = 2;
 const DELIVER: u64 = 3;
+const REFUSE: u64 = 4;
+const OPEN: u64 = 5;
 
 impl Verdict {
     pub const PASS: Verdict = Verdict(PASS);
     pub const REFLECT: Verdict = Verdict(REFLECT);
+    pub const OPEN: Verdict = Verdict(OPEN);
 
     #[inline(always)]
     pub const fn drop(reason: Reason) -> Self {
         Verdict(DROP | (reason.0 as u64) << 32)
+    }
+
+    #[inline(always)]
+    pub const fn refuse(reason: Reason) -> Self {
+        Verdict(REFUSE | (reason.0 as u64) << 32)
     }
 
     #[inline(always)]
@@ -45,6 +57,8 @@ impl Verdict {
             PASS => Decision::Pass,
             REFLECT => Decision::Reflect,
             DELIVER => Decision::Deliver(word),
+            OPEN => Decision::Open,
+            REFUSE => Decision::Refuse(Reason(word as u8)),
             _ => Decision::Drop(Reason(word as u8)),
         }
     }

@@ -7,7 +7,8 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{
-    bpf_l4_csum_replace, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_pull_data,
+    bpf_l4_csum_replace, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type,
+    bpf_skb_pull_data,
 };
 use netlb_ebpf::packet::{L4, Packet, Wire};
 use netlb_ebpf::tables::Tables;
@@ -67,6 +68,8 @@ impl Skb {
                 KernelTables.count(reason);
                 DROP
             }
+            // Routes resolve these two themselves.
+            Decision::Refuse(_) | Decision::Open => DROP,
             Decision::Reflect => self.deliver(self.ifindex()),
             Decision::Deliver(ifindex) => self.deliver(ifindex),
         }
@@ -97,7 +100,8 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn pull(&mut self, len: u32) -> bool {
-        let linear = self.field(|skb| unsafe { &raw const (*skb).data_end }) - self.field(|skb| unsafe { &raw const (*skb).data });
+        let linear = self.field(|skb| unsafe { &raw const (*skb).data_end })
+            - self.field(|skb| unsafe { &raw const (*skb).data });
         let len = len.min(self.len());
         // SAFETY: valid context; the helper checks the length.
         linear >= len || unsafe { bpf_skb_pull_data(self.0, len) == 0 }

@@ -44,6 +44,8 @@ impl Xdp {
                 KernelTables.count(reason);
                 DROP
             }
+            // Routes resolve these two themselves.
+            Decision::Refuse(_) | Decision::Open => DROP,
             Decision::Reflect => TX,
             // SAFETY: scalar arguments.
             Decision::Deliver(ifindex) => unsafe { bpf_redirect(ifindex, 0) as u32 },
@@ -55,7 +57,11 @@ impl Packet for Xdp {
     #[inline(always)]
     fn len(&self) -> u32 {
         let (start, end) = self.bounds();
-        (end - start) as u32
+        let len = end - start;
+        // Read back through memory: otherwise LLVM folds later arithmetic into the pointers, which the verifier refuses ("R4 pointer arithmetic
+        // with <<= operator prohibited", kernel 6.18, nightly 2026-05-19).
+        // SAFETY: a local.
+        unsafe { (&raw const len).read_volatile() as u32 }
     }
 
     #[inline(always)]
