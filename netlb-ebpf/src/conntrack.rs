@@ -213,7 +213,7 @@ pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, ifindex: u32, now: u
     let back = CtKey::from_words(fwd.dst, fwd.src, fwd.ports.rotate_left(16), key.proto());
     let claimed = match claim(t, &back, reply, now) {
         Claim::Taken => move_port(t, key, fwd, reply, now),
-        claimed => claimed,
+        claimed @ (Claim::Done | Claim::Full) => claimed,
     };
     match claimed {
         Claim::Done => {}
@@ -271,7 +271,7 @@ fn claim<T: Tables>(t: &T, back: &CtKey, reply: &CtValue, now: u32) -> Claim {
         Claim::Taken if t.ct(Tier::New, back).is_none_or(|other| free(t, other, back, reply, now)) => {
             if t.ct_insert(Tier::New, back, reply) { Claim::Done } else { Claim::Full }
         }
-        claimed => claimed,
+        claimed @ (Claim::Done | Claim::Taken | Claim::Full) => claimed,
     }
 }
 

@@ -22,7 +22,7 @@ use crate::{icmp, nat, refuse};
 #[inline(always)]
 pub fn from_pod<P: Packet, T: Tables>(p: &mut P, t: &T, ifindex: u32) -> Verdict {
     let mut key = MaybeUninit::<CtKey>::uninit();
-    let parsed = parse(p, &mut key);
+    let parsed = parse(p, t, &mut key);
     if parsed.not_ours() {
         return Verdict::PASS;
     }
@@ -42,10 +42,10 @@ pub fn from_pod<P: Packet, T: Tables>(p: &mut P, t: &T, ifindex: u32) -> Verdict
             Found::Dead(reason) => return Verdict::drop(reason),
             Found::Miss => {}
         }
-    } else if parsed.icmp_error() {
-        if let Some(verdict) = icmp::from_pod(p, t, parsed) {
-            return verdict;
-        }
+    } else if parsed.icmp_error()
+        && let Some(verdict) = icmp::from_pod(p, t, parsed)
+    {
+        return verdict;
     }
     let verdict = unknown(t, parsed, key, ifindex);
     match verdict.decide() {
@@ -55,7 +55,7 @@ pub fn from_pod<P: Packet, T: Tables>(p: &mut P, t: &T, ifindex: u32) -> Verdict
             None => Verdict::drop(Reason::NO_SCRATCH),
         },
         Decision::Refuse(reason) => refuse::refuse(p, t, parsed, reason),
-        _ => verdict,
+        Decision::Pass | Decision::Drop(_) | Decision::Reflect | Decision::Deliver(_) => verdict,
     }
 }
 
@@ -132,12 +132,11 @@ pub(crate) fn forward<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed, ct
     if !nat::rewrite(p, parsed, &ct, false) {
         return Verdict::drop(Reason::REWRITE_FAILED);
     }
-    if ct.is(flags::BRIDGED) {
-        if let Some(to) = to {
-            if !nat::set_destination_mac(p, to) {
-                return Verdict::drop(Reason::REWRITE_FAILED);
-            }
-        }
+    if ct.is(flags::BRIDGED)
+        && let Some(to) = to
+        && !nat::set_destination_mac(p, to)
+    {
+        return Verdict::drop(Reason::REWRITE_FAILED);
     }
     Verdict::PASS
 }

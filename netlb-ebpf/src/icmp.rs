@@ -119,12 +119,12 @@ fn translate<P: Packet>(p: &mut P, parsed: Parsed, quote: &Quote) -> Option<()> 
     p.at_mut::<Word>(quote.l4)?.value = ct.ports().rotate_left(16);
     // The quoted checksum, where the quote reaches that far and there is one.
     let field = quote.l4 + if quote.proto == proto::TCP { 16 } else { 6 };
-    if let Some(half) = p.at_mut::<Half>(field) {
-        if quote.proto == proto::TCP || half.value != 0 {
-            let old = half.value;
-            half.value = checksum::apply(old, checksum::add(ct.delta_addr(), ct.delta_port()));
-            content = checksum::add(content, checksum::delta(old as u32, half.value as u32));
-        }
+    if let Some(half) = p.at_mut::<Half>(field)
+        && (quote.proto == proto::TCP || half.value != 0)
+    {
+        let old = half.value;
+        half.value = checksum::apply(old, checksum::add(ct.delta_addr(), ct.delta_port()));
+        content = checksum::add(content, checksum::delta(old as u32, half.value as u32));
     }
 
     let mut pseudo = 0;

@@ -88,6 +88,7 @@ pub struct L4 {
 }
 
 /// A frame at a hook.
+#[expect(clippy::len_without_is_empty, reason = "a frame is never empty")]
 pub trait Packet {
     /// Bytes of the frame.
     fn len(&self) -> u32;

@@ -10,6 +10,7 @@ use netlb_common::{Addr, Reason, proto};
 use network_types::eth::EtherType;
 
 use crate::packet::{ETH_LEN, Eth, Extension, Icmp, Ipv4, Ipv6, Packet, Tcp, Udp};
+use crate::tables::Tables;
 
 /// Bytes that hold Ethernet, an IPv6 header and a TCP header: pulled before anything is read.
 pub const PULL: u32 = 74;
@@ -109,7 +110,7 @@ impl Parsed {
 
 /// Parses the frame; the tuple is written to `key` whenever the result is neither a fault nor not ours.
 #[inline(always)]
-pub fn parse<P: Packet>(p: &mut P, key: &mut MaybeUninit<CtKey>) -> Parsed {
+pub fn parse<P: Packet, T: Tables>(p: &mut P, t: &T, key: &mut MaybeUninit<CtKey>) -> Parsed {
     if !p.pull(PULL) {
         return Parsed::reason(Reason::MALFORMED);
     }
@@ -139,28 +140,17 @@ pub fn parse<P: Packet>(p: &mut P, key: &mut MaybeUninit<CtKey>) -> Parsed {
         let mut next = ip.next;
         let mut at = ETH_LEN + 40;
         let mut later = false;
-        for _ in 0..MAX_EXTENSIONS {
-            // Hop-by-hop, routing, destination options; fragment; AH counts in words of 4, two not counted (RFC 4302).
-            if !matches!(next, 0 | 43 | 60 | 44 | 51) || later {
-                break;
+        if is_extension(next) {
+            let end = extensions(p, next);
+            if end == 0 {
+                return Parsed::reason(Reason::MALFORMED);
             }
-            let Some(header) = p.at::<Extension>(at & 0xff) else { return Parsed::reason(Reason::MALFORMED) };
-            let len = match next {
-                44 => {
-                    later = u16::from_be(header.data) & 0xfff8 != 0;
-                    8
-                }
-                51 => (header.len as usize + 2) * 4,
-                _ => (header.len as usize + 1) * 8,
-            };
-            // Offsets stay within one byte. What hides behind a longer chain has no ports for us: to a VIP it is refused, else it passes.
-            if at + len > 0xff - 20 {
-                break;
-            }
-            next = header.next;
-            at += len;
+            let end = t.forget_range(end);
+            next = end as u8;
+            later = end >> 8 & 1 != 0;
+            at = (end >> 16) as usize & 0xff;
         }
-        let used = at - ETH_LEN - 40;
+        let used = at.wrapping_sub(ETH_LEN + 40);
         if used > total {
             return Parsed::reason(Reason::MALFORMED);
         }
@@ -168,6 +158,42 @@ pub fn parse<P: Packet>(p: &mut P, key: &mut MaybeUninit<CtKey>) -> Parsed {
     } else {
         Parsed(bits::NOT_OURS)
     }
+}
+
+/// Hop-by-hop, routing, fragment, AH, destination options.
+#[inline(always)]
+fn is_extension(next: u8) -> bool {
+    matches!(next, 0 | 43 | 44 | 51 | 60)
+}
+
+/// Steps over extension headers: the next header in bits 0..8, "later fragment" in bit 8, the offset in 16..24; 0 if a header is cut short.
+#[inline(always)]
+fn extensions<P: Packet>(p: &P, first: u8) -> u64 {
+    let mut next = first;
+    let mut at = ETH_LEN + 40;
+    let mut later = false;
+    for _ in 0..MAX_EXTENSIONS {
+        if !is_extension(next) || later {
+            break;
+        }
+        let Some(header) = p.at::<Extension>(at & 0xff) else { return 0 };
+        let len = match next {
+            44 => {
+                later = u16::from_be(header.data) & 0xfff8 != 0;
+                8
+            }
+            // AH counts in words of 4, two not counted (RFC 4302).
+            51 => (header.len as usize + 2) * 4,
+            _ => (header.len as usize + 1) * 8,
+        };
+        // Offsets stay within one byte. What hides behind a longer chain has no ports for us: to a VIP it is refused, else it passes.
+        if at + len > 0xff - 20 {
+            break;
+        }
+        next = header.next;
+        at += len;
+    }
+    next as u64 | (later as u64) << 8 | (at as u64) << 16
 }
 
 /// The L4 part: `at` its offset, `len` the bytes the IP header says there are.

@@ -34,6 +34,8 @@ pub struct Scratch {
     /// The entry of the client's direction, then of the backend's. Set by `conntrack::create`.
     pub forward: CtValue,
     pub reply: CtValue,
+    /// See [`Tables::forget_range`].
+    pub word: u64,
 }
 
 /// The client's entry of the flow that `conntrack::open` made for this packet. Good for this packet: the map has a copy.
@@ -67,6 +69,19 @@ pub trait Tables {
     fn ct_delete(&self, tier: Tier, key: &CtKey);
 
     fn scratch(&self) -> Option<NonNull<Scratch>>;
+    /// The same number, of which the kernel's verifier knows nothing any more: paths that differ only in it converge, instead of being checked one
+    /// by one to the end of the program.
+    #[inline(always)]
+    fn forget_range(&self, number: u64) -> u64 {
+        let Some(scratch) = self.scratch() else { return 0 };
+        // SAFETY: this CPU's own record; volatile, so that the number really goes through memory.
+        unsafe {
+            let word = &raw mut (*scratch.as_ptr()).word;
+            word.write_volatile(number);
+            word.read_volatile()
+        }
+    }
+
     /// Jiffies, low 32 bits.
     fn now(&self) -> u32;
     fn count(&self, reason: Reason);

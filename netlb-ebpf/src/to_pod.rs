@@ -16,7 +16,7 @@ use crate::{icmp, nat};
 #[inline(always)]
 pub fn to_pod<P: Packet, T: Tables>(p: &mut P, t: &T) -> Verdict {
     let mut key = MaybeUninit::<CtKey>::uninit();
-    let parsed = parse(p, &mut key);
+    let parsed = parse(p, t, &mut key);
     if parsed.not_ours() || parsed.fault().is_some() {
         return Verdict::PASS;
     }
