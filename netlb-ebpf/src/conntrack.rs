@@ -157,10 +157,10 @@ fn forget<T: Tables>(t: &T, ct: Ct, proto: u8, key: &CtKey) {
     t.ct_delete(Tier::New, key);
 }
 
-/// Opens a flow from `key` to a backend: two entries in `CT_NEW`. `ifindex` is the device of the client's pod. The records stay in the
+/// Opens a flow from `key` to a backend: two entries in `CT_NEW`. `ifindex` is the device of the client's pod, `bytes` the length of the frame. The records stay in the
 /// scratch for this packet: see [`opened`](crate::tables::opened).
 #[inline(always)]
-pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, ifindex: u32, now: u32) -> Result<(), Reason> {
+pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, ifindex: u32, bytes: u32, now: u32) -> Result<(), Reason> {
     let Some(config) = t.config() else { return Err(Reason::NO_SCRATCH) };
     let Some(b) = t.backend(backend_id) else { return Err(Reason::NO_SCRATCH) };
     let Some(mut scratch) = t.scratch() else { return Err(Reason::NO_SCRATCH) };
@@ -200,9 +200,10 @@ pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, ifindex: u32, now: u
         policy_src = 0;
         policy_dst = 0;
         service = b.service;
-        packets = 0;
-        bytes = 0;
     }
+    // This packet is the client's first.
+    (fwd.packets, fwd.bytes) = (1, bytes as u64);
+    (reply.packets, reply.bytes) = (0, 0);
     let addresses = checksum::delta(key.src.sum() + key.dst.sum(), fwd.src.sum() + fwd.dst.sum());
     fwd.delta_addr = addresses;
     reply.delta_addr = !addresses;

@@ -47,7 +47,7 @@ pub fn from_pod<P: Packet, T: Tables>(p: &mut P, t: &T, ifindex: u32) -> Verdict
     {
         return verdict;
     }
-    let verdict = unknown(t, parsed, key, ifindex);
+    let verdict = unknown(t, parsed, key, ifindex, p.len());
     match verdict.decide() {
         // The records of the new flow are still in the scratch.
         Decision::Open => match t.scratch() {
@@ -61,7 +61,7 @@ pub fn from_pod<P: Packet, T: Tables>(p: &mut P, t: &T, ifindex: u32) -> Verdict
 
 /// A packet of no flow: opens one, if it is to a frontend.
 #[inline(never)]
-fn unknown<T: Tables>(t: &T, parsed: Parsed, key: &CtKey, ifindex: u32) -> Verdict {
+fn unknown<T: Tables>(t: &T, parsed: Parsed, key: &CtKey, ifindex: u32, bytes: u32) -> Verdict {
     let Some(config) = t.config() else { return Verdict::PASS };
     let tcp_event = if parsed.proto() == proto::TCP { event::of_tcp(parsed.tcp_flags()) } else { event::SYN };
     if parsed.has_ports() {
@@ -77,7 +77,7 @@ fn unknown<T: Tables>(t: &T, parsed: Parsed, key: &CtKey, ifindex: u32) -> Verdi
             else {
                 return Verdict::refuse(Reason::NO_ENDPOINTS);
             };
-            return match conntrack::open(t, key, backend, ifindex, now) {
+            return match conntrack::open(t, key, backend, ifindex, bytes, now) {
                 Ok(()) => Verdict::OPEN,
                 Err(reason) => Verdict::drop(reason),
             };
