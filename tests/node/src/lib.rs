@@ -1,1 +1,25 @@
-//! To be written.
+//! The test node: everything around netlb that it takes to run it without a cluster.
+//!
+//! Nodes and pods are network namespaces ([`topology`]), made as hostile as nodes are in the field ([`hostile`]). The
+//! control plane ([`cluster`]) turns manifests into pods and EndpointSlices and writes the folder that the agent reads.
+//! Nothing outlives the run: namespaces have no names ([`netns`]), processes die with the thread that started them
+//! ([`process`]).
+
+pub mod address;
+pub mod cgroup;
+pub mod cluster;
+pub mod helper;
+pub mod hostile;
+pub mod link;
+pub mod manifests;
+pub mod names;
+pub mod netns;
+pub mod objects;
+pub mod offload;
+pub mod probe;
+pub mod process;
+pub mod server;
+pub mod services;
+pub mod slices;
+pub mod topology;
+pub mod wire;

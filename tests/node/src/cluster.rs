@@ -1,0 +1,552 @@
+//! What the control plane of a cluster knows, as plain values: objects, pods, and the YAML that follows from them.
+//!
+//! Nothing here starts a process or writes a file. [`Cluster::put`] takes objects in, [`Cluster::plan`] says which pods to
+//! start and stop, [`Cluster::set_state`] is told what became of them, and [`Cluster::render`] is the source folder.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+
+use crate::address::{self, Dual};
+use crate::manifests::{Broken, Manifests};
+use crate::objects::{ContainerPort, Meta, ObjectKey, PodSpec, ServiceSpec, WorkloadSpec, view};
+use crate::services::{self, Allocator};
+use crate::slices::{self, Candidate};
+use crate::topology::{self, short_hash};
+use crate::wire::Ports;
+
+/// A pod's namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodKey {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl PodKey {
+    /// Reads `namespace/name`, or a name in `default`.
+    #[must_use]
+    pub fn parse(text: &str) -> Self {
+        let (namespace, name) = text.split_once('/').unwrap_or(("default", text));
+        Self { namespace: namespace.to_owned(), name: name.to_owned() }
+    }
+
+    /// A name that is good for directories: pod names have no underscore.
+    #[must_use]
+    pub fn flat(&self) -> String {
+        format!("{}_{}", self.namespace, self.name)
+    }
+}
+
+impl std::fmt::Display for PodKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Where in its life a pod is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodState {
+    /// Has an address, does not answer yet.
+    Starting,
+    /// Answers.
+    Ready,
+    /// Its process died.
+    Dead,
+    /// Is to go; still answers.
+    Terminating,
+}
+
+/// A pod as the control plane sees it.
+#[derive(Clone, Debug)]
+pub struct PodRecord {
+    /// The node it runs on; nodes count from 1.
+    pub node: u8,
+    /// Its addresses (the node's, if it shares the node's network).
+    pub addresses: Dual,
+    /// Whether it shares the node's network.
+    pub host_network: bool,
+    /// What made it: a workload, or itself.
+    pub owner: ObjectKey,
+    /// Where in its life it is.
+    pub state: PodState,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// What its containers listen on.
+    pub ports: Vec<ContainerPort>,
+    host: Option<u8>,
+    made_from: u32,
+    order: u64,
+    object: Value,
+}
+
+/// What is to be done so that pods are as the objects want them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Pods that were just made, in state `Starting`.
+    pub start: Vec<PodKey>,
+    /// Pods that are to go.
+    pub stop: Vec<PodKey>,
+}
+
+/// The control plane's memory.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    nodes: u8,
+    objects: BTreeMap<ObjectKey, Value>,
+    broken: BTreeMap<String, Broken>,
+    pods: BTreeMap<PodKey, PodRecord>,
+    allocator: Allocator,
+    made: u64,
+}
+
+const ZONES: [&str; 3] = ["zone-a", "zone-b", "zone-c"];
+
+/// The zone of a node: they take turns.
+#[must_use]
+pub fn zone(node: u8) -> &'static str {
+    ZONES.get(usize::from(node.saturating_sub(1)) % ZONES.len()).copied().unwrap_or("zone-a")
+}
+
+impl Cluster {
+    /// A cluster of `nodes` nodes without objects.
+    #[must_use]
+    pub fn new(nodes: u8) -> Self {
+        Self {
+            nodes,
+            objects: BTreeMap::new(),
+            broken: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            allocator: Allocator::default(),
+            made: 0,
+        }
+    }
+
+    /// Takes objects in, new or changed. Returns a line for each that was not understood; it is passed on as it is.
+    pub fn put(&mut self, manifests: Manifests) -> Vec<String> {
+        let mut notes = Vec::new();
+        for broken in manifests.broken {
+            notes.push(format!("{}: not YAML, passed on as it is: {}", broken.origin, broken.error));
+            self.broken.insert(broken.origin.clone(), broken);
+        }
+        let mut services = Vec::new();
+        for mut object in manifests.objects {
+            let key = match ObjectKey::of(&object) {
+                Ok(key) => key,
+                Err(error) => {
+                    let origin = format!("object-{:08x}", short_hash(&object.to_string()));
+                    notes.push(format!("an object is passed on as it is: {error}"));
+                    let text = serde_norway::to_string(&object).unwrap_or_default();
+                    self.broken.insert(origin.clone(), Broken { origin, text, error });
+                    continue;
+                }
+            };
+            if !key.namespace.is_empty()
+                && let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut)
+            {
+                metadata.insert("namespace".to_owned(), json!(key.namespace));
+            }
+            if key.kind == "Service" {
+                self.allocator.reserve(&object);
+                services.push((key, object));
+            } else {
+                self.objects.insert(key, object);
+            }
+        }
+        for (key, mut object) in services {
+            if let Err(error) = services::complete(&mut object, self.objects.get(&key), &mut self.allocator) {
+                notes.push(format!("{key}: {error}"));
+            }
+            self.objects.insert(key, object);
+        }
+        notes
+    }
+
+    /// Forgets an object; says whether it was there.
+    pub fn remove(&mut self, key: &ObjectKey) -> bool {
+        match self.objects.remove(key) {
+            Some(object) => {
+                if key.kind == "Service" {
+                    self.allocator.release(&object);
+                }
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Changes `spec.replicas` of the workload called `name` (a namespace, `default` if none is said, and a name).
+    ///
+    /// # Errors
+    /// When there is no such Deployment or StatefulSet, with those there are.
+    pub fn scale(&mut self, name: &str, replicas: u32) -> Result<(), String> {
+        let wanted = PodKey::parse(name);
+        let scalable = |key: &ObjectKey| matches!(key.kind.as_str(), "Deployment" | "StatefulSet");
+        let found = self.objects.iter_mut().find(|(key, _)| {
+            scalable(key) && key.namespace == wanted.namespace && key.name == wanted.name
+        });
+        match found.and_then(|(_, object)| object.get_mut("spec")).and_then(Value::as_object_mut) {
+            Some(spec) => {
+                spec.insert("replicas".to_owned(), json!(replicas));
+                Ok(())
+            }
+            None => {
+                let known: Vec<_> =
+                    self.objects.keys().filter(|key| scalable(key)).map(|key| format!("{}/{}", key.namespace, key.name)).collect();
+                Err(format!("there is no Deployment or StatefulSet {wanted}; there are: {}", known.join(", ")))
+            }
+        }
+    }
+
+    /// Makes records for missing pods and names those that are too many, out of date or dead.
+    ///
+    /// # Errors
+    /// When a node has no pod address left, or a workload's template cannot be understood.
+    pub fn plan(&mut self) -> Result<Plan, String> {
+        let mut plan = Plan::default();
+        let mut wanted_owners = BTreeSet::new();
+        let workloads: Vec<(ObjectKey, Value)> = self
+            .objects
+            .iter()
+            .filter(|(key, _)| matches!(key.kind.as_str(), "Pod" | "Deployment" | "StatefulSet" | "DaemonSet"))
+            .map(|(key, object)| (key.clone(), object.clone()))
+            .collect();
+        for (owner, object) in workloads {
+            let slots = self.slots(&owner, &object).map_err(|error| format!("{owner}: {error}"))?;
+            wanted_owners.insert(owner.clone());
+            self.fit(&owner, slots, &mut plan).map_err(|error| format!("{owner}: {error}"))?;
+        }
+        for (key, pod) in &self.pods {
+            if !wanted_owners.contains(&pod.owner) && pod.state != PodState::Terminating {
+                plan.stop.push(key.clone());
+            }
+        }
+        Ok(plan)
+    }
+
+    /// The pods that a workload wants: what they are made from, and the name or node that a pod must have.
+    fn slots(&self, owner: &ObjectKey, object: &Value) -> Result<Vec<Slot>, String> {
+        if owner.kind == "Pod" {
+            return Ok(vec![Slot { name: Some(owner.name.clone()), node: None, template: object.clone() }]);
+        }
+        let spec: WorkloadSpec = view(object, "/spec")?;
+        let template = spec.template;
+        Ok(match owner.kind.as_str() {
+            "DaemonSet" => (1..=self.nodes)
+                .map(|node| Slot { name: None, node: Some(node), template: template.clone() })
+                .collect(),
+            "StatefulSet" => (0..spec.replicas.unwrap_or(1))
+                .map(|n| Slot { name: Some(format!("{}-{n}", owner.name)), node: None, template: template.clone() })
+                .collect(),
+            _ => (0..spec.replicas.unwrap_or(1))
+                .map(|_| Slot { name: None, node: None, template: template.clone() })
+                .collect(),
+        })
+    }
+
+    /// Gives each slot a pod that is there, or a new one; what remains of the owner's pods is stopped.
+    fn fit(&mut self, owner: &ObjectKey, slots: Vec<Slot>, plan: &mut Plan) -> Result<(), String> {
+        let mut free: Vec<(PodKey, u64)> = self
+            .pods
+            .iter()
+            .filter(|(_, pod)| pod.owner == *owner && pod.state != PodState::Terminating)
+            .map(|(key, pod)| (key.clone(), pod.order))
+            .collect();
+        free.sort_by_key(|(_, order)| *order);
+        let mut missing = Vec::new();
+        for slot in slots {
+            let made_from = short_hash(&slot.template.to_string());
+            let fits = |key: &PodKey| {
+                self.pods.get(key).is_some_and(|pod| {
+                    pod.made_from == made_from
+                        && pod.state != PodState::Dead
+                        && slot.name.as_ref().is_none_or(|name| *name == key.name)
+                        && slot.node.is_none_or(|node| node == pod.node)
+                })
+            };
+            match free.iter().position(|(key, _)| fits(key)) {
+                Some(index) => {
+                    free.remove(index);
+                }
+                None => missing.push(slot),
+            }
+        }
+        plan.stop.extend(free.into_iter().map(|(key, _)| key));
+        for slot in missing {
+            // A name that is in use must be given up first; the next plan makes its successor.
+            let taken = |name: &String| {
+                self.pods.contains_key(&PodKey { namespace: owner.namespace.clone(), name: name.clone() })
+            };
+            if slot.name.as_ref().is_some_and(taken) {
+                continue;
+            }
+            plan.start.push(self.make_pod(owner, slot)?);
+        }
+        Ok(())
+    }
+
+    fn make_pod(&mut self, owner: &ObjectKey, slot: Slot) -> Result<PodKey, String> {
+        let meta: Meta = view(&slot.template, "/metadata")?;
+        let spec: PodSpec = view(&slot.template, "/spec")?;
+        self.made += 1;
+        let name = slot.name.unwrap_or_else(|| {
+            format!("{}-{}", owner.name, suffix(short_hash(&format!("{}/{}/{}", owner.namespace, owner.name, self.made))))
+        });
+        let named_node = (1..=self.nodes).find(|n| spec.node_name.as_deref() == Some(topology::name(*n).as_str()));
+        let node = slot.node.or(named_node).unwrap_or_else(|| self.emptiest_node());
+        let host = if spec.host_network { None } else { Some(self.free_host(node)?) };
+        let addresses = host.map_or(address::node(node), |host| address::pod(node, host));
+        let key = PodKey { namespace: owner.namespace.clone(), name };
+        let record = PodRecord {
+            node,
+            addresses,
+            host_network: spec.host_network,
+            owner: owner.clone(),
+            state: PodState::Starting,
+            labels: meta.labels,
+            ports: spec.containers.into_iter().flat_map(|container| container.ports).collect(),
+            host,
+            made_from: short_hash(&slot.template.to_string()),
+            order: self.made,
+            object: slot.template,
+        };
+        self.pods.insert(key.clone(), record);
+        Ok(key)
+    }
+
+    fn emptiest_node(&self) -> u8 {
+        let load = |node: &u8| self.pods.values().filter(|pod| pod.node == *node).count();
+        (1..=self.nodes).min_by_key(load).unwrap_or(1)
+    }
+
+    /// An address that no pod of the node has; the one longest unused, so that a new pod is not taken for an old one.
+    fn free_host(&self, node: u8) -> Result<u8, String> {
+        let used: BTreeSet<u8> = self.pods.values().filter(|pod| pod.node == node).filter_map(|pod| pod.host).collect();
+        let first = u8::try_from(2 + self.made.wrapping_sub(1) % 250).unwrap_or(2);
+        (first..=251).chain(2..first).find(|host| !used.contains(host)).ok_or_else(|| {
+            format!("{} has no pod address left (250 pods); run with more --nodes", topology::name(node))
+        })
+    }
+
+    /// Notes what became of a pod.
+    pub fn set_state(&mut self, key: &PodKey, state: PodState) {
+        if let Some(pod) = self.pods.get_mut(key) {
+            pod.state = state;
+        }
+    }
+
+    /// Forgets a pod; its address is free again.
+    pub fn forget(&mut self, key: &PodKey) {
+        self.pods.remove(key);
+    }
+
+    /// All pods.
+    #[must_use]
+    pub fn pods(&self) -> &BTreeMap<PodKey, PodRecord> {
+        &self.pods
+    }
+
+    /// An object as it is now, defaults filled in.
+    #[must_use]
+    pub fn object(&self, key: &ObjectKey) -> Option<&Value> {
+        self.objects.get(key)
+    }
+
+    /// The objects of one kind.
+    pub fn objects(&self, kind: &str) -> impl Iterator<Item = (&ObjectKey, &Value)> {
+        self.objects.iter().filter(move |(key, _)| key.kind == kind)
+    }
+
+    /// The Services that could be understood.
+    #[must_use]
+    pub fn services(&self) -> Vec<(ObjectKey, ServiceSpec)> {
+        self.objects("Service").filter_map(|(key, object)| Some((key.clone(), view(object, "/spec").ok()?))).collect()
+    }
+
+    /// What a pod must listen on: its containers' ports, and the numbers that Services which select it name as target.
+    #[must_use]
+    pub fn wanted_ports(&self, key: &PodKey) -> Ports {
+        let mut ports = Ports::default();
+        let Some(pod) = self.pods.get(key) else { return ports };
+        let mut insert = |transport, number: i64| {
+            if let (Some(transport), Ok(number @ 1..)) = (transport, u16::try_from(number)) {
+                ports.insert(transport, number);
+            }
+        };
+        for port in &pod.ports {
+            insert(crate::objects::transport(port.protocol()), port.container_port);
+        }
+        for (service, spec) in self.services() {
+            if service.namespace == key.namespace && slices::selects(&spec.selector, &pod.labels) {
+                for port in &spec.ports {
+                    if let Some(number) = slices::resolve(port, &pod.ports) {
+                        insert(port.transport(), number);
+                    }
+                }
+            }
+        }
+        ports
+    }
+
+    /// All EndpointSlices: those made from selectors, and those that somebody else wrote.
+    #[must_use]
+    pub fn slices(&self) -> Vec<Value> {
+        let mut out = Vec::new();
+        for (service, spec) in self.services() {
+            if spec.selector.is_empty() || spec.is_external_name() {
+                continue;
+            }
+            let pods: Vec<Candidate<'_>> = self
+                .pods
+                .iter()
+                .filter(|(key, _)| key.namespace == service.namespace)
+                .map(|(key, pod)| Candidate {
+                    name: &key.name,
+                    labels: &pod.labels,
+                    ports: &pod.ports,
+                    addresses: pod.addresses,
+                    node: topology::name(pod.node),
+                    zone: zone(pod.node),
+                    serving: matches!(pod.state, PodState::Ready | PodState::Terminating),
+                    terminating: pod.state == PodState::Terminating,
+                })
+                .collect();
+            out.extend(slices::slices(&service.namespace, &service.name, &spec, &pods));
+        }
+        out.extend(self.objects("EndpointSlice").map(|(_, object)| object.clone()));
+        out
+    }
+
+    /// The source folder: what each file is called and what it says.
+    #[must_use]
+    pub fn render(&self) -> BTreeMap<String, String> {
+        let mut files = BTreeMap::new();
+        let mut add = |object: &Value| {
+            if let (Ok(key), Ok(text)) = (ObjectKey::of(object), serde_norway::to_string(object)) {
+                files.insert(file_name(&key), text);
+            }
+        };
+        for node in 1..=self.nodes {
+            add(&node_object(node));
+        }
+        add(&json!({
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "ServiceCIDR",
+            "metadata": {"name": "kubernetes"},
+            "spec": {"cidrs": [address::SERVICES_V4, address::SERVICES_V6]},
+        }));
+        let mut namespaces: BTreeSet<&str> = BTreeSet::from(["default"]);
+        namespaces.extend(self.objects.keys().map(|key| key.namespace.as_str()).filter(|name| !name.is_empty()));
+        for name in namespaces {
+            add(&json!({
+                "apiVersion": "v1",
+                "kind": "Namespace",
+                "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
+            }));
+        }
+        for (key, object) in &self.objects {
+            // Pods are written below, as the kubelet reports them; an author's EndpointSlice is among the slices.
+            if key.kind != "Pod" && key.kind != "EndpointSlice" {
+                add(object);
+            }
+        }
+        for (key, pod) in &self.pods {
+            add(&pod_object(key, pod));
+        }
+        for slice in self.slices() {
+            add(&slice);
+        }
+        for broken in self.broken.values() {
+            let stem = broken.origin.rsplit('/').next().unwrap_or_default();
+            let stem = stem.trim_end_matches(".yaml");
+            files.insert(format!("broken.{}.{:08x}.yaml", clean(stem), short_hash(&broken.origin)), broken.text.clone());
+        }
+        files
+    }
+}
+
+struct Slot {
+    name: Option<String>,
+    node: Option<u8>,
+    template: Value,
+}
+
+fn node_object(number: u8) -> Value {
+    let name = topology::name(number);
+    let own = address::node(number);
+    let cidrs = address::pod_cidrs(number);
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": name,
+            "labels": {"kubernetes.io/hostname": name, "topology.kubernetes.io/zone": zone(number)},
+        },
+        "spec": {"podCIDR": cidrs.first(), "podCIDRs": cidrs},
+        "status": {
+            "addresses": [
+                {"type": "InternalIP", "address": own.v4},
+                {"type": "InternalIP", "address": own.v6},
+                {"type": "Hostname", "address": name},
+            ],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        },
+    })
+}
+
+fn pod_object(key: &PodKey, pod: &PodRecord) -> Value {
+    let mut object = pod.object.clone();
+    if !object.is_object() {
+        object = json!({});
+    }
+    object["apiVersion"] = json!("v1");
+    object["kind"] = json!("Pod");
+    object["metadata"]["name"] = json!(key.name);
+    object["metadata"]["namespace"] = json!(key.namespace);
+    if pod.state == PodState::Terminating {
+        // Agents look whether it is there, not what it says: the same in every run.
+        object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+    }
+    object["spec"]["nodeName"] = json!(topology::name(pod.node));
+    let ready = matches!(pod.state, PodState::Ready | PodState::Terminating);
+    let host = address::node(pod.node);
+    object["status"] = json!({
+        "phase": if pod.state == PodState::Starting { "Pending" } else { "Running" },
+        "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}],
+        "hostIP": host.v4,
+        "hostIPs": [{"ip": host.v4}, {"ip": host.v6}],
+        "podIP": pod.addresses.v4,
+        "podIPs": [{"ip": pod.addresses.v4}, {"ip": pod.addresses.v6}],
+    });
+    object
+}
+
+/// `kind.namespace.name.yaml`, short enough for a file system; long or odd names are told apart by a hash.
+#[must_use]
+pub fn file_name(key: &ObjectKey) -> String {
+    let full = format!("{}.{}.{}", key.kind.to_ascii_lowercase(), key.namespace, key.name).replace("..", ".");
+    let cleaned = clean(&full);
+    if cleaned == full { format!("{full}.yaml") } else { format!("{cleaned}.{:08x}.yaml", short_hash(&full)) }
+}
+
+fn clean(text: &str) -> String {
+    text.chars().take(200).map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-') { c } else { '_' }).collect()
+}
+
+/// Five characters of Kubernetes' alphabet for generated names.
+fn suffix(hash: u32) -> String {
+    const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
+    let mut rest = hash;
+    (0..5)
+        .map(|_| {
+            let letter = ALPHABET.iter().nth((rest % 27) as usize).copied().unwrap_or(b'x');
+            rest /= 27;
+            char::from(letter)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+#[path = "cluster_tests.rs"]
+mod tests;

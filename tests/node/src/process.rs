@@ -1,0 +1,190 @@
+//! Child processes that cannot outlive the run.
+//!
+//! Each is started by a thread that lives as long as its place does, and asks the kernel to be killed when that thread
+//! dies (`PR_SET_PDEATHSIG` is about the forking thread, not its process). So `kill -9` of the run ends them all.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow};
+
+use crate::cgroup::Cgroup;
+use crate::netns::{MountNs, NetNs};
+
+/// Where processes run: a network namespace, perhaps a mount namespace and a cgroup. Clones are the same place.
+#[derive(Clone)]
+pub struct Place {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    net: NetNs,
+    jobs: mpsc::Sender<Job>,
+    // Fields drop in order: the thread ends when `jobs` goes, and only then the group is removed.
+    cgroup: Option<Arc<Cgroup>>,
+}
+
+struct Job {
+    command: Command,
+    reply: mpsc::SyncSender<io::Result<Child>>,
+}
+
+impl Place {
+    /// Starts the place's own thread, inside the namespaces.
+    ///
+    /// # Errors
+    /// When the namespaces cannot be entered.
+    pub fn new(name: &str, net: NetNs, mount: Option<MountNs>, cgroup: Option<Arc<Cgroup>>) -> Result<Self> {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let (ready, entered) = mpsc::sync_channel(1);
+        let namespace = net.clone();
+        std::thread::Builder::new()
+            .name(format!("place-{name}"))
+            .spawn(move || {
+                let result = namespace.enter().and_then(|()| mount.map_or(Ok(()), |mount| mount.enter()));
+                let failed = result.is_err();
+                if ready.send(result).is_err() || failed {
+                    return;
+                }
+                for mut job in queue {
+                    let outcome = job.command.spawn();
+                    if let Err(mpsc::SendError(Ok(mut orphan))) = job.reply.send(outcome) {
+                        // Nobody waits for it any more; a killed child that cannot be reaped is the kernel's affair.
+                        orphan.kill().and_then(|()| orphan.wait()).ok();
+                    }
+                }
+            })
+            .with_context(|| format!("cannot start the thread of {name}"))?;
+        entered.recv().map_err(|_| anyhow!("the thread of {name} died"))??;
+        Ok(Self { inner: Arc::new(Inner { net, jobs, cgroup }) })
+    }
+
+    /// The place's network namespace.
+    #[must_use]
+    pub fn net(&self) -> &NetNs {
+        &self.inner.net
+    }
+
+    /// The place's cgroup directory, if it has one.
+    #[must_use]
+    pub fn cgroup(&self) -> Option<&Cgroup> {
+        self.inner.cgroup.as_deref()
+    }
+
+    /// Starts `command` here. It is in its cgroup before its first instruction, in a process group of its own (Ctrl-C
+    /// in the terminal does not reach it), and dies with the run.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn spawn(&self, name: &str, mut command: Command) -> Result<Process> {
+        let program = command.get_program().to_string_lossy().into_owned();
+        let group = match self.cgroup() {
+            Some(group) => {
+                let path = group.path().join("cgroup.procs");
+                Some(File::options().write(true).open(&path).with_context(|| format!("cannot open {}", path.display()))?)
+            }
+            None => None,
+        };
+        let parent = i32::try_from(std::process::id()).context("process id out of range")?;
+        command.process_group(0);
+        let hook = move || {
+            if let Some(group) = &group {
+                // SAFETY: the descriptor is open (the closure owns the file) and the buffer is one readable byte.
+                if unsafe { libc::write(group.as_raw_fd(), b"0".as_ptr().cast(), 1) } != 1 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            // SAFETY: prctl with these arguments only sets a number in the calling process.
+            if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // The run may have died between fork and prctl; then nobody is left to send the signal.
+            // SAFETY: getppid has no preconditions.
+            if unsafe { libc::getppid() } != parent {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            Ok(())
+        };
+        // SAFETY: the hook calls write, prctl and getppid only, which are safe between fork and exec; it allocates nothing.
+        unsafe { command.pre_exec(hook) };
+        let (reply, outcome) = mpsc::sync_channel(1);
+        self.inner.jobs.send(Job { command, reply }).map_err(|_| anyhow!("the thread that starts {name} is gone"))?;
+        let child = outcome
+            .recv()
+            .map_err(|_| anyhow!("the thread that starts {name} is gone"))?
+            .with_context(|| format!("cannot start {name} ({program})"))?;
+        tracing::debug!(name, pid = child.id(), "started");
+        Ok(Process { child, name: name.to_owned(), _place: self.clone() })
+    }
+}
+
+/// A running child; dropped, it is killed and reaped.
+pub struct Process {
+    child: Child,
+    name: String,
+    _place: Place,
+}
+
+impl Process {
+    /// Process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The pipes that were asked for in the command.
+    pub fn pipes(&mut self) -> &mut Child {
+        &mut self.child
+    }
+
+    /// Its end, if it has ended.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().with_context(|| format!("cannot wait for {}", self.name))
+    }
+
+    /// Sends SIGKILL and reaps.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        self.child.kill().with_context(|| format!("cannot kill {}", self.name))?;
+        self.child.wait().with_context(|| format!("cannot wait for {}", self.name))
+    }
+
+    /// Sends SIGTERM and, if it has not ended after `grace`, SIGKILL.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn terminate(&mut self, grace: Duration) -> Result<ExitStatus> {
+        if let Some(status) = self.try_wait()? {
+            return Ok(status);
+        }
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid()).context("process id out of range")?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)
+            .with_context(|| format!("cannot stop {}", self.name))?;
+        let deadline = Instant::now() + grace;
+        while Instant::now() < deadline {
+            if let Some(status) = self.try_wait()? {
+                return Ok(status);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.kill()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill() {
+            tracing::warn!("{error:#}");
+        }
+    }
+}

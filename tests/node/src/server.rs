@@ -1,0 +1,224 @@
+//! The program in every pod: answers HTTP, raw lines and datagrams with the pod's name.
+//!
+//! `GET /bytes/N` returns N bytes, `GET /healthz` returns `ok`, any other request the [`Answer`] line. It ends when its
+//! standard input does, that is, with the run.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, setsockopt, sockopt};
+
+use crate::wire::{Answer, Counts, Ports, ServerConfig, ServerReply, ServerRequest, Transport};
+
+const LONGEST_LINE: u64 = 8192;
+const IDLE: Duration = Duration::from_secs(60);
+
+struct Shared {
+    config: ServerConfig,
+    connections: AtomicU64,
+    datagrams: AtomicU64,
+}
+
+/// Serves until standard input ends.
+///
+/// # Errors
+/// When the run speaks another language than this server.
+pub fn serve() -> Result<()> {
+    let mut lines = io::stdin().lines();
+    let first = lines.next().context("no configuration on standard input")?.context("cannot read standard input")?;
+    let config: ServerConfig = serde_json::from_str(&first).context("cannot understand the configuration")?;
+    let shared = Arc::new(Shared { config, connections: AtomicU64::new(0), datagrams: AtomicU64::new(0) });
+    let mut listening = Ports::default();
+    for line in lines {
+        let line = line.context("cannot read standard input")?;
+        let request = serde_json::from_str(&line).with_context(|| format!("cannot understand the request {line}"))?;
+        let reply = match request {
+            ServerRequest::Listen(ports) => match listen(&shared, &mut listening, &ports) {
+                Ok(()) => ServerReply::Listening(listening.clone()),
+                Err(error) => ServerReply::Error(format!("{error:#}")),
+            },
+            ServerRequest::Counts => ServerReply::Counts(Counts {
+                connections: shared.connections.load(Ordering::Relaxed),
+                datagrams: shared.datagrams.load(Ordering::Relaxed),
+            }),
+        };
+        let mut out = io::stdout().lock();
+        writeln!(out, "{}", serde_json::to_string(&reply)?)?;
+        out.flush()?;
+    }
+    Ok(())
+}
+
+fn listen(shared: &Arc<Shared>, listening: &mut Ports, wanted: &Ports) -> Result<()> {
+    for &port in &wanted.tcp {
+        if listening.tcp.contains(&port) {
+            continue;
+        }
+        for &address in &shared.config.bind {
+            let listener: TcpListener = open(address, port, Transport::Tcp)
+                .with_context(|| format!("cannot listen on TCP {}", SocketAddr::new(address, port)))?
+                .into();
+            let shared = Arc::clone(shared);
+            start(move || accept(&shared, &listener))?;
+        }
+        listening.tcp.insert(port);
+    }
+    for &port in &wanted.udp {
+        if listening.udp.contains(&port) {
+            continue;
+        }
+        for &address in &shared.config.bind {
+            let socket: UdpSocket = open(address, port, Transport::Udp)
+                .with_context(|| format!("cannot listen on UDP {}", SocketAddr::new(address, port)))?
+                .into();
+            let shared = Arc::clone(shared);
+            start(move || datagrams(&shared, &socket))?;
+        }
+        listening.udp.insert(port);
+    }
+    Ok(())
+}
+
+/// A bound socket of one family only: the standard library's IPv6 sockets would take the IPv4 port too.
+fn open(address: IpAddr, port: u16, transport: Transport) -> Result<std::os::fd::OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let kind = match transport {
+        Transport::Tcp => SockType::Stream,
+        Transport::Udp => SockType::Datagram,
+    };
+    let socket = socket::socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    if address.is_ipv6() {
+        setsockopt(&socket, sockopt::Ipv6V6Only, &true)?;
+    }
+    if transport == Transport::Tcp {
+        setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+    }
+    use std::os::fd::AsRawFd;
+    socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(address, port)))?;
+    if transport == Transport::Tcp {
+        socket::listen(&socket, Backlog::new(1024)?)?;
+    }
+    Ok(socket)
+}
+
+fn start(body: impl FnOnce() + Send + 'static) -> Result<()> {
+    std::thread::Builder::new().stack_size(128 << 10).spawn(body).context("cannot start a thread")?;
+    Ok(())
+}
+
+fn accept(shared: &Arc<Shared>, listener: &TcpListener) {
+    loop {
+        match listener.accept() {
+            Ok((stream, client)) => {
+                shared.connections.fetch_add(1, Ordering::Relaxed);
+                let worker = Arc::clone(shared);
+                // A client that goes away in the middle is its own business; so is one more than there are threads for.
+                start(move || converse(&worker, &stream, client).unwrap_or_default()).unwrap_or_default();
+            }
+            // Out of descriptors, or the client left before it was accepted: try again, but not at full speed.
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
+/// One TCP connection: requests of HTTP or raw lines, told apart by each first line.
+fn converse(shared: &Shared, stream: &TcpStream, client: SocketAddr) -> io::Result<()> {
+    stream.set_read_timeout(Some(IDLE))?;
+    stream.set_nodelay(true)?;
+    let server = stream.local_addr()?;
+    let mut reader = BufReader::new(stream);
+    let mut writer = stream;
+    loop {
+        let Some(line) = read_line(&mut reader)? else { return Ok(()) };
+        match http_path(&line) {
+            Some(path) => {
+                let headers = read_headers(&mut reader)?;
+                let body = headers.get("content-length").and_then(|n| n.parse().ok()).unwrap_or(0);
+                io::copy(&mut reader.by_ref().take(body), &mut io::sink())?;
+                respond(shared, writer, &path, client, server)?;
+                let close = headers.get("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+                if close || line.ends_with("HTTP/1.0") {
+                    return Ok(());
+                }
+            }
+            None => writeln!(writer, "{}", answer(shared, client, server, &line))?,
+        }
+    }
+}
+
+fn respond(shared: &Shared, mut out: &TcpStream, path: &str, client: SocketAddr, server: SocketAddr) -> io::Result<()> {
+    if let Some(length) = path.strip_prefix("/bytes/").and_then(|n| n.parse::<u64>().ok()) {
+        write!(out, "HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {length}\r\n\r\n")?;
+        return io::copy(&mut io::repeat(b'n').take(length), &mut out).map(drop);
+    }
+    let body = match path {
+        "/healthz" => "ok\n".to_owned(),
+        path => format!("{}\n", answer(shared, client, server, path)),
+    };
+    // One write, so that small answers are one segment.
+    out.write_all(
+        format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{body}", body.len()).as_bytes(),
+    )
+}
+
+fn datagrams(shared: &Shared, socket: &UdpSocket) {
+    let mut buffer = vec![0; 65536];
+    loop {
+        // An error here is a client's ICMP message about an earlier answer: nothing to do about it.
+        let Ok((length, client)) = socket.recv_from(&mut buffer) else { continue };
+        shared.datagrams.fetch_add(1, Ordering::Relaxed);
+        let text = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default());
+        let port = socket.local_addr().map_or(0, |address| address.port());
+        let own = shared.config.addresses.iter().find(|own| own.is_ipv4() == client.is_ipv4());
+        let Some(own) = own else { continue };
+        let line = answer(shared, client, SocketAddr::new(*own, port), text.lines().next().unwrap_or_default());
+        // The client may be gone; it will not miss the answer.
+        socket.send_to(format!("{line}\n").as_bytes(), client).unwrap_or_default();
+    }
+}
+
+fn answer(shared: &Shared, client: SocketAddr, server: SocketAddr, echo: &str) -> Answer {
+    Answer { pod: shared.config.pod.clone(), client, server, echo: echo.chars().take(200).collect() }
+}
+
+/// A line without its end; `None` at the end of the stream.
+fn read_line(reader: &mut impl BufRead) -> io::Result<Option<String>> {
+    let mut line = Vec::new();
+    if reader.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? == 0 {
+        return Ok(None);
+    }
+    Ok(Some(String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned()))
+}
+
+fn read_headers(reader: &mut impl BufRead) -> io::Result<BTreeMap<String, String>> {
+    let mut headers = BTreeMap::new();
+    while let Some(line) = read_line(reader)? {
+        let Some((name, value)) = line.split_once(':') else { break };
+        headers.insert(name.trim().to_ascii_lowercase(), value.trim().to_owned());
+    }
+    Ok(headers)
+}
+
+/// The path, if the line is the first of an HTTP/1 request.
+fn http_path(line: &str) -> Option<String> {
+    let mut words = line.split(' ');
+    let (_method, path, version) = (words.next()?, words.next()?, words.next()?);
+    (version.starts_with("HTTP/1.") && words.next().is_none()).then(|| path.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::http_path;
+
+    #[test]
+    fn http_is_told_from_lines() {
+        assert_eq!(http_path("GET /bytes/7 HTTP/1.1").as_deref(), Some("/bytes/7"));
+        assert_eq!(http_path("GET /bytes/7"), None);
+        assert_eq!(http_path("hello there you"), None);
+    }
+}
