@@ -81,6 +81,14 @@ pub struct PodRecord {
     object: Value,
 }
 
+impl PodRecord {
+    /// Pods in the order in which they were made.
+    #[must_use]
+    pub fn order(&self) -> u64 {
+        self.order
+    }
+}
+
 /// What is to be done so that pods are as the objects want them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {

@@ -6,6 +6,7 @@
 //! ([`process`]).
 
 pub mod address;
+pub mod agent;
 pub mod cgroup;
 pub mod cluster;
 pub mod helper;
@@ -14,12 +15,24 @@ pub mod link;
 pub mod manifests;
 pub mod names;
 pub mod netns;
+pub mod node;
 pub mod objects;
 pub mod offload;
+pub mod pod;
 pub mod probe;
 pub mod process;
 pub mod server;
 pub mod services;
 pub mod slices;
+pub mod source;
+pub mod state;
 pub mod topology;
 pub mod wire;
+
+pub use agent::{Agent, AgentOptions};
+pub use cluster::{Cluster, PodKey};
+pub use helper::Helper;
+pub use node::{Builder, Client, TestNode};
+pub use pod::Pod;
+pub use process::Stop;
+pub use topology::PodNetwork;

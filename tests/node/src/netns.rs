@@ -70,6 +70,12 @@ impl NetNs {
         })?
     }
 
+    /// The descriptor's number, under which other processes find it in `/proc/<pid>/fd`.
+    #[must_use]
+    pub fn descriptor(&self) -> i32 {
+        self.file.as_raw_fd()
+    }
+
     /// The namespace's inode number, which tells two namespaces apart.
     ///
     /// # Errors

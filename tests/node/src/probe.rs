@@ -55,7 +55,7 @@ fn ask(target: &ProbeTarget, port: &mut u16) -> ProbeResult {
                 errors += 1;
                 *result.errors.entry(format!("answer to another request: {answer}")).or_default() += 1;
             }
-            Err(error) if is_refusal(&error) && target.expect.is_empty() => result.refused += 1,
+            Err(error) if is_refusal(&error) && target.refusal => result.refused += 1,
             Err(error) => {
                 errors += 1;
                 if is_refusal(&error) {

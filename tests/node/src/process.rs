@@ -4,17 +4,43 @@
 //! dies (`PR_SET_PDEATHSIG` is about the forking thread, not its process). So `kill -9` of the run ends them all.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 
 use crate::cgroup::Cgroup;
 use crate::netns::{MountNs, NetNs};
+
+/// A wish to end, shared by a signal handler and all that waits.
+#[derive(Clone, Debug, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Asks everything to end. Safe to call from a signal handler's thread.
+    pub fn request(&self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether somebody asked.
+    #[must_use]
+    pub fn requested(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Fails once somebody asked, so that waiting loops end by `?`.
+    ///
+    /// # Errors
+    /// When somebody asked.
+    pub fn check(&self) -> Result<()> {
+        if self.requested() { bail!("interrupted") } else { Ok(()) }
+    }
+}
 
 /// Where processes run: a network namespace, perhaps a mount namespace and a cgroup. Clones are the same place.
 #[derive(Clone)]
@@ -120,6 +146,56 @@ impl Place {
             .with_context(|| format!("cannot start {name} ({program})"))?;
         tracing::debug!(name, pid = child.id(), "started");
         Ok(Process { child, name: name.to_owned(), _place: self.clone() })
+    }
+}
+
+impl Place {
+    /// Runs `command` to its end with `input`, and returns what it printed. Once `stop` is requested it is killed.
+    ///
+    /// # Errors
+    /// When it cannot be started, or was stopped. A failing exit status is not an error here.
+    pub fn output(&self, name: &str, mut command: Command, input: &[u8], stop: &Stop) -> Result<Output> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut process = self.spawn(name, command)?;
+        let mut stdin = process.pipes().stdin.take().context("a child without input")?;
+        let mut stdout = process.pipes().stdout.take().context("a child without output")?;
+        let mut stderr = process.pipes().stderr.take().context("a child without error output")?;
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // A program that does not read all of its input is free to do so.
+                stdin.write_all(input).unwrap_or_default();
+            });
+            let (errors, error_text) = mpsc::channel();
+            scope.spawn(move || {
+                let mut text = Vec::new();
+                // What could be read before an error is all there is to show.
+                stderr.read_to_end(&mut text).unwrap_or_default();
+                errors.send(text).unwrap_or_default();
+            });
+            let (done, text) = mpsc::channel();
+            scope.spawn(move || {
+                let mut text = Vec::new();
+                let result = stdout.read_to_end(&mut text).map(|_| text);
+                done.send(result).unwrap_or_default();
+            });
+            loop {
+                match text.recv_timeout(Duration::from_millis(100)) {
+                    Ok(text) => {
+                        let status = process.child.wait().with_context(|| format!("cannot wait for {name}"))?;
+                        let stderr = error_text.recv().unwrap_or_default();
+                        let stdout = text.with_context(|| format!("cannot read from {name}"))?;
+                        return Ok(Output { status, stdout, stderr });
+                    }
+                    Err(mpsc::RecvTimeoutError::Timeout) => {
+                        if stop.requested() {
+                            process.kill()?;
+                        }
+                        stop.check()?;
+                    }
+                    Err(mpsc::RecvTimeoutError::Disconnected) => bail!("the thread that reads from {name} died"),
+                }
+            }
+        })
     }
 }
 

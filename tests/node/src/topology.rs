@@ -9,6 +9,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
@@ -86,6 +87,8 @@ pub struct Node {
     pods: Cgroup,
     wires: Wires,
     links: Mutex<Links>,
+    /// Pods so far: a pod may come back under its name while its predecessor is still going.
+    joined: AtomicU32,
 }
 
 impl Node {
@@ -135,7 +138,7 @@ impl Node {
         let pods = cgroup.child("pods")?;
         let host = Arc::new(cgroup.child("host")?);
         let place = Place::new(&format!("node{number}"), net, Some(mount.clone()), Some(host))?;
-        Ok(Self { number, place, mount, cgroup, pods, wires, links: Mutex::new(links) })
+        Ok(Self { number, place, mount, cgroup, pods, wires, links: Mutex::new(links), joined: AtomicU32::new(0) })
     }
 
     /// The node's name in Kubernetes.
@@ -161,13 +164,14 @@ impl Node {
         links.add_route(network.v6.into(), 64, Some(gateway.v6.into()), "eth0")
     }
 
-    /// Makes a pod's namespace and joins it to the node. `key` (`namespace_name`) is unique on the node.
+    /// Makes a pod's namespace and joins it to the node. Processes and devices are named after `key`.
     ///
     /// # Errors
     /// Names the device or setting that failed.
     pub fn attach_pod(&self, key: &str, addresses: Dual) -> Result<PodPort> {
         let net = NetNs::create()?;
         hostile::quiet_ipv6(&net)?;
+        let key = &self.unique(key);
         let device = device_name(key);
         let mut inside = Links::open(&net)?;
         inside.up("lo")?;
@@ -221,7 +225,12 @@ impl Node {
     /// # Errors
     /// When the cgroup cannot be made.
     pub fn host_pod(&self, key: &str) -> Result<Place> {
+        let key = &self.unique(key);
         Place::new(key, self.net().clone(), None, Some(Arc::new(self.pods.child(key)?)))
+    }
+
+    fn unique(&self, key: &str) -> String {
+        format!("{key}.{}", self.joined.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The cgroup directory that programs for the whole node attach to.

@@ -157,8 +157,10 @@ pub struct ProbeTarget {
     pub address: SocketAddr,
     /// By which protocol. TCP requests are HTTP and raw lines in turn.
     pub transport: Transport,
-    /// Backends that must all answer before the probe stops early; empty: refusal is expected.
+    /// Backends that must all answer before the probe stops early.
     pub expect: BTreeSet<SocketAddr>,
+    /// Whether refusal is the right answer.
+    pub refusal: bool,
     /// Requests that are sent in any case.
     pub at_least: u32,
     /// Requests after which the probe gives up on backends not seen yet.
