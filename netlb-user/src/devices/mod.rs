@@ -1,0 +1,52 @@
+//! Which veths lead to pods of this node, and which addresses sit behind each.
+//!
+//! The agent is told neither by the CNI nor by the cluster: it reads the kernel. A packet's source is never proof of anything.
+//!
+//! - [`parse`]: netlink payloads to plain records.
+//! - [`select`]: which links are pods' devices. Never an uplink, never anything without a peer in another network namespace.
+//! - [`scan`]: asks the kernel and puts it together: addresses by the pod's namespace, else by host routes, else by FDB and neighbours.
+//! - [`watch`]: a thread that follows changes.
+
+pub mod parse;
+pub mod scan;
+pub mod select;
+pub mod watch;
+
+use std::collections::BTreeMap;
+
+use crate::model::PodDevice;
+
+/// How the addresses behind a device became known.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum How {
+    /// The pod's own network namespace lists them on the veth's other end.
+    Namespace,
+    /// Host routes of full length lead to the device.
+    HostRoutes,
+    /// The bridge has learnt the MAC behind the port, and neighbours tie addresses to it.
+    Neighbours,
+    /// They are not known (yet): the stack delivers.
+    Unknown,
+}
+
+impl How {
+    /// The word in `netlb status`.
+    pub fn name(self) -> &'static str {
+        match self {
+            How::Namespace => "namespace",
+            How::HostRoutes => "host routes",
+            How::Neighbours => "neighbours",
+            How::Unknown => "unknown",
+        }
+    }
+}
+
+/// A pod's device, and how its addresses became known.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Found {
+    pub device: PodDevice,
+    pub how: How,
+}
+
+/// Pod devices by interface index.
+pub type Devices = BTreeMap<u32, Found>;

@@ -1,0 +1,8 @@
+//! What a long-running process needs beside its work: logs with a meaning, signals, a lock, and a look at the machine before the start.
+
+pub mod atomic_file;
+pub mod lock;
+pub mod mounts;
+pub mod preflight;
+pub mod signals;
+pub mod telemetry;
