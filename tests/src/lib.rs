@@ -1,5 +1,15 @@
 //! What netlb's tests share.
 //!
 //! - [`packet`]: frames by layers, and their check from scratch.
+//! - [`world`]: the tables of a test as plain data.
+//! - [`case`]: scenarios with expectations, run by the [`host`] (the core without a kernel) or in the kernel.
+//! - [`cases`]: the table of all cases.
+//! - [`harness`], [`need`]: tests that are data, and tests that a machine may not be able to run.
 
+pub mod case;
+pub mod cases;
+pub mod harness;
+pub mod host;
+pub mod need;
 pub mod packet;
+pub mod world;

@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
+use super::bytes::{fold, pseudo4, pseudo6, sum};
 use super::dissect::{Ip, be16, byte, dissect, ip, slice};
-use super::{ICMP, ICMPV6, TCP, UDP, fold, pseudo4, pseudo6, sum};
+use super::{ICMP, ICMPV6, TCP, UDP};
 
 /// Shortest Ethernet frame without its check sequence: below it, bytes behind the IP packet are padding.
 const MIN_FRAME: usize = 60;

@@ -1,0 +1,385 @@
+//! The datapath core without a kernel: a packet in a `Vec`, tables in `BTreeMap`s.
+//!
+//! Checksums are repaired by hand, as at XDP, with the offload state that `gso` stands for as the only thing taken from a socket buffer. An
+//! unanswered flow's entry that was deleted or replaced is overwritten with rubbish at once: `CT_NEW` is an LRU map, whose memory another flow
+//! may take while the packet is still being processed.
+
+use std::cell::{RefCell, UnsafeCell};
+use std::collections::BTreeMap;
+use std::ptr::NonNull;
+
+use bytemuck::Zeroable;
+use netlb_common::affinity::{AffinityKey, AffinityValue};
+use netlb_common::backend::BackendValue;
+use netlb_common::config::Config;
+use netlb_common::conntrack::{CtKey, CtValue};
+use netlb_common::endpoint::EndpointValue;
+use netlb_common::frontend::{FrontendKey, FrontendValue};
+use netlb_common::socket::{SocketKey, SocketValue};
+use netlb_common::{Addr, Port, Reason, checksum};
+use netlb_ebpf::packet::{Half, L4, Packet, Wire};
+use netlb_ebpf::tables::{Claim, Ct, Scratch, Tables, Tier};
+use netlb_ebpf::verdict::{Decision, Verdict};
+use netlb_ebpf::{from_pod, to_pod};
+
+use crate::case::{Flow, Got, Hook, Refused, Runner, Seen};
+use crate::world::{HZ, World};
+
+/// A frame in memory.
+pub struct HostPacket {
+    pub bytes: Vec<u8>,
+    /// Payload bytes of each segment of a GSO frame, else 0.
+    pub gso: u32,
+}
+
+const ETH_LEN: usize = 14;
+
+impl Packet for HostPacket {
+    fn len(&self) -> u32 {
+        self.bytes.len() as u32
+    }
+
+    fn gso_size(&self) -> u32 {
+        self.gso
+    }
+
+    fn pull(&mut self, _len: u32) -> bool {
+        true
+    }
+
+    fn at<T: Wire>(&self, offset: usize) -> Option<&T> {
+        let bytes = self.bytes.get(offset..offset.checked_add(size_of::<T>())?)?;
+        // SAFETY: the slice has the type's size; `Wire` types are packed (alignment 1) and take any bytes.
+        Some(unsafe { &*bytes.as_ptr().cast() })
+    }
+
+    fn at_mut<T: Wire>(&mut self, offset: usize) -> Option<&mut T> {
+        let bytes = self.bytes.get_mut(offset..offset.checked_add(size_of::<T>())?)?;
+        // SAFETY: as in `at`; the exclusive borrow is handed on.
+        Some(unsafe { &mut *bytes.as_mut_ptr().cast() })
+    }
+
+    fn fix_l4(&mut self, offset: usize, addr: u16, content: u16, l4: L4) -> bool {
+        let Some(field) = self.at_mut::<Half>(offset) else { return false };
+        let old = field.value;
+        if !(l4.zero_is_none && old == 0) {
+            let sum = checksum::apply(old, checksum::add(addr, content));
+            field.value = if l4.zero_is_none && sum == 0 { 0xffff } else { sum };
+        }
+        true
+    }
+
+    fn set_l4(&mut self, offset: usize, pseudo: u16, content: u16) -> bool {
+        let Some(field) = self.at_mut::<Half>(offset) else { return false };
+        field.value = !checksum::add(pseudo, content);
+        true
+    }
+
+    fn trim(&mut self, len: u32) -> bool {
+        let len = len as usize;
+        if len < ETH_LEN || len > self.bytes.len() {
+            return false;
+        }
+        self.bytes.truncate(len);
+        true
+    }
+
+    fn insert_after_eth(&mut self, room: u32) -> bool {
+        if self.bytes.len() < ETH_LEN {
+            return false;
+        }
+        self.bytes.splice(ETH_LEN..ETH_LEN, std::iter::repeat_n(0, room as usize));
+        true
+    }
+}
+
+/// Entries at stable addresses. What is replaced or removed stays allocated until [`bury`](Shelf::bury): a handle to it stays valid for the
+/// packet that holds it, as RCU has it.
+struct Shelf<K, V> {
+    live: RefCell<BTreeMap<K, NonNull<V>>>,
+    graves: RefCell<Vec<NonNull<V>>>,
+    /// Overwrite what is removed.
+    poison: bool,
+}
+
+impl<K: Ord + Copy, V: bytemuck::Pod> Shelf<K, V> {
+    fn new(poison: bool) -> Self {
+        Shelf { live: RefCell::default(), graves: RefCell::default(), poison }
+    }
+
+    fn get(&self, key: &K) -> Option<NonNull<V>> {
+        self.live.borrow().get(key).copied()
+    }
+
+    fn put(&self, key: &K, value: &V) {
+        let entry = NonNull::from(Box::leak(Box::new(*value)));
+        let old = self.live.borrow_mut().insert(*key, entry);
+        self.retire(old);
+    }
+
+    fn remove(&self, key: &K) {
+        let old = self.live.borrow_mut().remove(key);
+        self.retire(old);
+    }
+
+    fn retire(&self, old: Option<NonNull<V>>) {
+        let Some(old) = old else { return };
+        if self.poison {
+            // SAFETY: from `put`'s Box, still allocated; `V` takes any bytes.
+            unsafe { old.as_ptr().cast::<u8>().write_bytes(0xdd, size_of::<V>()) };
+        }
+        self.graves.borrow_mut().push(old);
+    }
+
+    fn len(&self) -> usize {
+        self.live.borrow().len()
+    }
+
+    fn all(&self) -> Vec<(K, V)> {
+        // SAFETY: live entries are allocated.
+        self.live.borrow().iter().map(|(key, entry)| (*key, unsafe { entry.as_ptr().read() })).collect()
+    }
+
+    /// Frees what was removed. `&mut`: no packet is being processed.
+    fn bury(&mut self) {
+        for entry in self.graves.get_mut().drain(..) {
+            // SAFETY: from `put`'s Box; in `graves` once, and in `live` no more.
+            drop(unsafe { Box::from_raw(entry.as_ptr()) });
+        }
+    }
+}
+
+impl<K, V> Drop for Shelf<K, V> {
+    fn drop(&mut self) {
+        let live = std::mem::take(self.live.get_mut()).into_values();
+        for entry in live.chain(self.graves.get_mut().drain(..)) {
+            // SAFETY: from `put`'s Box; each entry is in one of the two, once.
+            drop(unsafe { Box::from_raw(entry.as_ptr()) });
+        }
+    }
+}
+
+/// The core's tables in memory.
+pub struct HostTables {
+    pub world: World,
+    assured: Shelf<CtKey, CtValue>,
+    new: Shelf<CtKey, CtValue>,
+    affinity: Shelf<AffinityKey, AffinityValue>,
+    sockets: Shelf<SocketKey, SocketValue>,
+    scratch: Box<UnsafeCell<Scratch>>,
+    /// Jiffies.
+    pub now: u32,
+    /// `CT_NEW` takes nothing more.
+    pub new_is_full: bool,
+    counters: RefCell<BTreeMap<u8, u64>>,
+    backend_flows: RefCell<BTreeMap<u32, u64>>,
+}
+
+impl HostTables {
+    pub fn new(world: World) -> Self {
+        let zero = Scratch { forward: CtValue::zeroed(), reply: CtValue::zeroed(), word: 0 };
+        let tables = HostTables {
+            assured: Shelf::new(false),
+            new: Shelf::new(true),
+            affinity: Shelf::new(false),
+            sockets: Shelf::new(false),
+            scratch: Box::new(UnsafeCell::new(zero)),
+            // Close before the 32-bit clock wraps: every scenario crosses it.
+            now: 0u32.wrapping_sub(30 * HZ),
+            new_is_full: false,
+            counters: RefCell::default(),
+            backend_flows: RefCell::default(),
+            world,
+        };
+        for (key, value) in &tables.world.flows {
+            tables.new.put(key, &CtValue { seen: tables.now.wrapping_sub(value.seen), ..*value });
+        }
+        tables
+    }
+
+    /// Sends a frame through a hook. The decision, and what the frame has become.
+    pub fn run(&mut self, hook: Hook, frame: &[u8], gso: u32) -> (Decision, Vec<u8>) {
+        let mut p = HostPacket { bytes: frame.to_vec(), gso };
+        let verdict: Verdict = match hook {
+            Hook::FromPod(ifindex) => from_pod::from_pod(&mut p, self, ifindex),
+            Hook::ToPod => to_pod::to_pod(&mut p, self),
+        };
+        let decision = verdict.decide();
+        // As each hook's finish() does.
+        if let Decision::Drop(reason) = decision {
+            self.count(reason);
+        }
+        self.assured.bury();
+        self.new.bury();
+        self.affinity.bury();
+        self.sockets.bury();
+        (decision, p.bytes)
+    }
+
+    pub fn backend_flows(&self) -> BTreeMap<u32, u64> {
+        self.backend_flows.borrow().clone()
+    }
+
+    pub fn affinities(&self) -> Vec<(AffinityKey, AffinityValue)> {
+        self.affinity.all()
+    }
+}
+
+impl Tables for HostTables {
+    fn config(&self) -> Option<&Config> {
+        Some(&self.world.config)
+    }
+
+    fn frontend(&self, key: &FrontendKey) -> Option<&FrontendValue> {
+        self.world.frontends.get(key)
+    }
+
+    fn slot(&self, index: u32) -> Option<u32> {
+        // An array map: what was never written is there, and zero. So below.
+        Some(self.world.slots.get(&index).copied().unwrap_or(0))
+    }
+
+    fn backend(&self, id: u32) -> Option<&BackendValue> {
+        static FREE: BackendValue = BackendValue {
+            addr: Addr::UNSPECIFIED,
+            port: Port(0),
+            state: 0,
+            proto: 0,
+            generation: 0,
+            endpoint: 0,
+            service: 0,
+        };
+        Some(self.world.backends.get(&id).unwrap_or(&FREE))
+    }
+
+    fn endpoint(&self, id: u32) -> Option<&EndpointValue> {
+        static FREE: EndpointValue =
+            EndpointValue { ifindex: 0, generation: 0, mtu: 0, bridge: 0, eth: [0; 3], flags: 0 };
+        Some(self.world.endpoints.get(&id).unwrap_or(&FREE))
+    }
+
+    fn endpoint_by_addr(&self, addr: &Addr) -> Option<u32> {
+        self.world.endpoint_by_addr.get(addr).copied()
+    }
+
+    fn endpoint_by_ifindex(&self, ifindex: u32) -> Option<u32> {
+        self.world.endpoint_by_ifindex.get(&ifindex).copied()
+    }
+
+    fn affinity(&self, key: &AffinityKey) -> Option<&AffinityValue> {
+        // SAFETY: allocated until `bury`, which needs `&mut self`; entries of this shelf are never written in place.
+        self.affinity.get(key).map(|entry| unsafe { &*entry.as_ptr() })
+    }
+
+    fn set_affinity(&self, key: &AffinityKey, value: &AffinityValue) {
+        self.affinity.put(key, value);
+    }
+
+    fn socket(&self, key: &SocketKey) -> Option<&SocketValue> {
+        // SAFETY: as for affinity.
+        self.sockets.get(key).map(|entry| unsafe { &*entry.as_ptr() })
+    }
+
+    fn set_socket(&self, key: &SocketKey, value: &SocketValue) {
+        self.sockets.put(key, value);
+    }
+
+    fn ct(&self, tier: Tier, key: &CtKey) -> Option<Ct> {
+        let shelf = match tier {
+            Tier::Assured => &self.assured,
+            Tier::New => &self.new,
+        };
+        // SAFETY: a Box's memory, aligned, allocated until `bury` after the packet.
+        shelf.get(key).map(|entry| unsafe { Ct::new(entry) })
+    }
+
+    fn ct_insert(&self, tier: Tier, key: &CtKey, value: &CtValue) -> bool {
+        match tier {
+            Tier::Assured => {
+                let full = self.world.ct_capacity.is_some_and(|max| self.assured.len() >= max as usize);
+                if full && self.assured.get(key).is_none() {
+                    return false;
+                }
+                self.assured.put(key, value);
+            }
+            Tier::New if self.new_is_full && self.new.get(key).is_none() => return false,
+            Tier::New => self.new.put(key, value),
+        }
+        true
+    }
+
+    fn ct_claim(&self, key: &CtKey, value: &CtValue) -> Claim {
+        if self.new.get(key).is_some() {
+            Claim::Taken
+        } else if self.new_is_full {
+            Claim::Full
+        } else {
+            self.new.put(key, value);
+            Claim::Done
+        }
+    }
+
+    fn ct_delete(&self, tier: Tier, key: &CtKey) {
+        match tier {
+            Tier::Assured => self.assured.remove(key),
+            Tier::New => self.new.remove(key),
+        }
+    }
+
+    fn scratch(&self) -> Option<NonNull<Scratch>> {
+        NonNull::new(self.scratch.get())
+    }
+
+    fn now(&self) -> u32 {
+        self.now
+    }
+
+    fn count(&self, reason: Reason) {
+        *self.counters.borrow_mut().entry(reason.0).or_default() += 1;
+    }
+
+    fn count_flow(&self, backend: u32) {
+        *self.backend_flows.borrow_mut().entry(backend).or_default() += 1;
+    }
+}
+
+impl Runner for HostTables {
+    fn send(&mut self, hook: Hook, frame: &[u8], gso: u32) -> Result<Got, Refused> {
+        let (decision, frame) = self.run(hook, frame, gso);
+        let verdict = match decision {
+            Decision::Pass => Seen::Pass,
+            Decision::Drop(_) => Seen::Drop,
+            Decision::Reflect => Seen::Reflect,
+            Decision::Deliver(ifindex) => Seen::Deliver(Some(ifindex)),
+            Decision::Refuse(_) | Decision::Open => {
+                return Err(Refused(format!("the route returned {decision:?}, which no hook knows")));
+            }
+        };
+        Ok(Got { verdict, frame })
+    }
+
+    fn wait(&mut self, seconds: u32) -> anyhow::Result<()> {
+        self.now = self.now.wrapping_add(seconds * HZ);
+        Ok(())
+    }
+
+    fn change(&mut self, change: &dyn Fn(&mut World)) -> anyhow::Result<()> {
+        change(&mut self.world);
+        Ok(())
+    }
+
+    fn counters(&self) -> anyhow::Result<BTreeMap<u8, u64>> {
+        Ok(self.counters.borrow().clone())
+    }
+
+    fn flows(&self) -> anyhow::Result<Vec<Flow>> {
+        let tier = |assured: bool, shelf: &Shelf<CtKey, CtValue>| {
+            shelf
+                .all()
+                .into_iter()
+                .map(|(key, value)| Flow { assured, key, age: self.now.wrapping_sub(value.seen), value })
+                .collect::<Vec<_>>()
+        };
+        Ok([tier(true, &self.assured), tier(false, &self.new)].concat())
+    }
+}
