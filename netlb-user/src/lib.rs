@@ -1,1 +1,12 @@
-//! To be written.
+//! The agent: from what the cluster says to what the kernel's maps hold, and back to people.
+//!
+//! The corridor is walked in one direction: [`k8s`] (objects) → [`model`] (the world) → [`compile`] (tables a Service wants) → [`plan`]
+//! (ordered writes) → [`store`] (maps). Everything up to the store is pure and synchronous: no clock, no I/O, time comes in as an argument.
+
+pub mod bpf;
+pub mod compile;
+pub mod k8s;
+pub mod model;
+pub mod plan;
+pub mod runtime;
+pub mod store;

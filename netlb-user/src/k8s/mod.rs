@@ -1,0 +1,1 @@
+//! From objects as people and controllers write them to what netlb keeps of them.

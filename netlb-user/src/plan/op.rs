@@ -1,0 +1,57 @@
+//! One write to the maps.
+
+use netlb_common::Addr;
+use netlb_common::backend::BackendValue;
+use netlb_common::config::Config;
+use netlb_common::endpoint::EndpointValue;
+use netlb_common::frontend::{FrontendKey, FrontendValue};
+
+/// An upsert or a delete. Each may be repeated: applying it twice leaves what applying it once leaves. Deleting what is absent succeeds.
+#[derive(Clone, PartialEq, Debug)]
+pub enum MapOp {
+    /// `CONFIG[0]`.
+    SetConfig(Config),
+    /// `ENDPOINTS[id]`; ifindex 0 frees the id, and keeps its generation.
+    SetEndpoint {
+        id: u32,
+        value: EndpointValue,
+    },
+    /// `ENDPOINT_BY_ADDR`.
+    SetEndpointByAddr {
+        addr: Addr,
+        id: u32,
+    },
+    DeleteEndpointByAddr {
+        addr: Addr,
+    },
+    /// `ENDPOINT_BY_IFINDEX`.
+    SetEndpointByIfindex {
+        ifindex: u32,
+        id: u32,
+    },
+    DeleteEndpointByIfindex {
+        ifindex: u32,
+    },
+    /// `BACKEND_FLOWS[id] = 0` on every CPU: the id goes to a backend that has not had a flow.
+    ClearBackendFlows {
+        id: u32,
+    },
+    /// `BACKENDS[id]`; state FREE frees the id, and keeps its generation.
+    SetBackend {
+        id: u32,
+        value: BackendValue,
+    },
+    /// `SLOTS[base..base + backends.len()]`: backend ids. No frontend points there yet, so a half-done write is harmless.
+    SetSlots {
+        base: u32,
+        backends: Vec<u32>,
+    },
+    /// `FRONTENDS[key]`: the switch.
+    SetFrontend {
+        key: FrontendKey,
+        value: FrontendValue,
+    },
+    DeleteFrontend {
+        key: FrontendKey,
+    },
+}

@@ -1,0 +1,143 @@
+//! The tables as text: one line an entry, sorted for people, ids replaced by what they stand for, so that equal worlds give equal text.
+//!
+//! Generations, free records and slots that no frontend points at are history rather than meaning: they are left out.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::IpAddr;
+
+use netlb_common::backend::{self, BackendValue, state};
+use netlb_common::endpoint::EndpointValue;
+use netlb_common::frontend::{FrontendKey, FrontendValue};
+use netlb_common::{Addr, proto};
+
+use super::Tables;
+
+/// All tables. Service ports are `S1`, `S2`… in the order of their frontends, endpoints `E1`, `E2`… in the order of their interface indexes.
+pub fn dump(tables: &Tables) -> String {
+    let mut out = String::new();
+    let labels = Labels::new(tables);
+    if let Some(config) = &tables.config {
+        let _ = writeln!(out, "config flags={:#x} hz={}", config.flags, config.hz);
+        for cidr in config.cidrs.iter().take(config.cidrs_used as usize) {
+            let _ = writeln!(out, "config cidr={}/{}", cidr.net, prefix_len(cidr.mask, cidr.net.is_v4()));
+        }
+    }
+    for (key, value) in frontends(tables) {
+        if key.is_address() {
+            let _ = writeln!(out, "address {}", key.addr);
+            continue;
+        }
+        let (at, service) = (frontend(key), labels.service(value.service));
+        let _ = writeln!(out, "frontend {at} service={service} backends={} affinity={}", value.count, value.affinity_s);
+        for (slot, id) in tables.list(value).into_iter().enumerate() {
+            let target = tables.backends.get(&id).map_or_else(|| format!("missing#{id}"), backend_at);
+            let _ = writeln!(out, "slot {at} {slot} {target}");
+        }
+    }
+    for (_, value) in backends(tables) {
+        let (at, state) = (backend_at(value), backend::state::name(value.state));
+        let (service, endpoint) = (labels.service(value.service), labels.endpoint(value.endpoint));
+        let _ = writeln!(out, "backend {at} service={service} state={state} endpoint={endpoint}");
+    }
+    for (id, value) in endpoints(tables) {
+        let (pod, host) = macs(value);
+        let (label, ifindex, mtu, bridge) = (labels.endpoint(*id), value.ifindex, value.mtu, value.bridge);
+        let _ = writeln!(out, "endpoint {label} ifindex={ifindex} mtu={mtu} bridge={bridge} pod={pod} host={host}");
+    }
+    let mut by_addr: Vec<_> = tables.endpoint_by_addr.iter().map(|(addr, id)| (addr.to_ip(), id)).collect();
+    by_addr.sort_unstable();
+    for (addr, id) in by_addr {
+        let _ = writeln!(out, "endpoint-by-addr {addr} {}", labels.endpoint(*id));
+    }
+    for (ifindex, id) in &tables.endpoint_by_ifindex {
+        let _ = writeln!(out, "endpoint-by-ifindex {ifindex} {}", labels.endpoint(*id));
+    }
+    out
+}
+
+/// New numbers for ids, given in an order that follows from the content.
+struct Labels {
+    services: BTreeMap<u32, usize>,
+    endpoints: BTreeMap<u32, usize>,
+}
+
+impl Labels {
+    fn new(tables: &Tables) -> Self {
+        let mut labels = Labels { services: BTreeMap::new(), endpoints: BTreeMap::new() };
+        let ports = frontends(tables).into_iter().filter(|(key, _)| !key.is_address()).map(|(_, value)| value.service);
+        for id in ports.chain(backends(tables).into_iter().map(|(_, value)| value.service)) {
+            let next = labels.services.len() + 1;
+            labels.services.entry(id).or_insert(next);
+        }
+        for (index, (id, _)) in endpoints(tables).into_iter().enumerate() {
+            labels.endpoints.insert(*id, index + 1);
+        }
+        labels
+    }
+
+    fn service(&self, id: u32) -> String {
+        self.services.get(&id).map_or_else(|| format!("missing#{id}"), |label| format!("S{label}"))
+    }
+
+    fn endpoint(&self, id: u32) -> String {
+        match self.endpoints.get(&id) {
+            Some(label) => format!("E{label}"),
+            None if id == 0 => "none".to_owned(),
+            None => format!("missing#{id}"),
+        }
+    }
+}
+
+/// Frontends in the order of addresses, each address entry before its ports.
+fn frontends(tables: &Tables) -> Vec<(&FrontendKey, &FrontendValue)> {
+    let mut all: Vec<_> = tables.frontends.iter().collect();
+    all.sort_by_key(|(key, _)| (key.addr.to_ip(), key.port().get(), key.proto()));
+    all
+}
+
+/// Backends in use, in the order of addresses; those of one address and port in the order of their Services' first frontends.
+fn backends(tables: &Tables) -> Vec<(&u32, &BackendValue)> {
+    let mut first: BTreeMap<u32, (IpAddr, u16, u8)> = BTreeMap::new();
+    for (key, value) in frontends(tables).into_iter().filter(|(key, _)| !key.is_address()) {
+        first.entry(value.service).or_insert((key.addr.to_ip(), key.port().get(), key.proto()));
+    }
+    let mut all: Vec<_> = tables.backends.iter().filter(|(_, value)| value.state != state::FREE).collect();
+    all.sort_by_key(|(id, value)| {
+        let at = (value.addr.to_ip(), value.port.get(), value.proto);
+        (at, first.get(&value.service).is_none(), first.get(&value.service).copied(), value.state, **id)
+    });
+    all
+}
+
+fn endpoints(tables: &Tables) -> Vec<(&u32, &EndpointValue)> {
+    let mut all: Vec<_> = tables.endpoints.iter().filter(|(_, value)| value.ifindex != 0).collect();
+    all.sort_by_key(|(id, value)| (value.ifindex, **id));
+    all
+}
+
+fn frontend(key: &FrontendKey) -> String {
+    socket(key.addr, key.port().get(), key.proto())
+}
+
+fn backend_at(value: &BackendValue) -> String {
+    socket(value.addr, value.port.get(), value.proto)
+}
+
+fn socket(addr: Addr, port: u16, proto: u8) -> String {
+    let name = proto::name(proto);
+    if addr.is_v4() { format!("{addr}:{port}/{name}") } else { format!("[{addr}]:{port}/{name}") }
+}
+
+fn macs(value: &EndpointValue) -> (String, String) {
+    let bytes: Vec<u8> = value.eth.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let text = |mac: &[u8]| mac.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":");
+    let (pod, host) = bytes.split_at(6);
+    (text(pod), text(host))
+}
+
+/// Length of the prefix a mask stands for.
+fn prefix_len(mask: Addr, v4: bool) -> u32 {
+    let ones = mask.hi.count_ones() + mask.lo.count_ones();
+    if v4 { ones.saturating_sub(96) } else { ones }
+}
