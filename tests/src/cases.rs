@@ -2,10 +2,12 @@
 
 mod cast;
 mod plain;
+mod refuse;
+mod service;
 
 use crate::case::Case;
 
 /// Every case.
 pub fn all() -> Vec<Case> {
-    [plain::cases()].into_iter().flatten().collect()
+    [plain::cases(), service::cases(), refuse::cases()].into_iter().flatten().collect()
 }
