@@ -136,9 +136,8 @@ fn serve(stream: &TcpStream) {
     let mut header = [0; 16];
     let mut reader = stream;
     while reader.read_exact(&mut header).is_ok() {
-        let [up, down] = [0, 8].map(|at| {
-            header.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes)
-        });
+        let [up, down] = [0, 8]
+            .map(|at| header.get(at..at + 8).and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes));
         let verdict = if receive(stream, up).is_ok() { b"+" } else { b"-" };
         let mut writer = stream;
         if writer.write_all(verdict).is_err() || verdict == b"-" || send(stream, down).is_err() {

@@ -5,11 +5,21 @@
 //! - [`case`]: scenarios with expectations, run by the [`host`] (the core without a kernel) or in the kernel.
 //! - [`cases`]: the table of all cases.
 //! - [`harness`], [`need`]: tests that are data, and tests that a machine may not be able to run.
+//!
+//! For tests over real traffic:
+//! - [`rig`]: a test node with a running agent.
+//! - [`sockets`], [`bulk`]: clients inside pods; [`puppet`]: clients that are processes, for socket hooks.
+//! - [`capture`]: frames as they arrive, checksums recomputed.
 
+pub mod bulk;
+pub mod capture;
 pub mod case;
 pub mod cases;
 pub mod harness;
 pub mod host;
 pub mod need;
 pub mod packet;
+pub mod puppet;
+pub mod rig;
+pub mod sockets;
 pub mod world;

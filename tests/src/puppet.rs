@@ -114,7 +114,9 @@ impl Puppet {
     pub fn receive(&mut self, socket: Socket) -> Result<(Option<SocketAddr>, String)> {
         match self.order(&Order::Receive { socket: socket.0 })? {
             Outcome::Received { from, text } => Ok((from, text)),
-            other @ (Outcome::Done | Outcome::Address(_) | Outcome::Failed { .. }) => bail!("the puppet answered {other:?}"),
+            other @ (Outcome::Done | Outcome::Address(_) | Outcome::Failed { .. }) => {
+                bail!("the puppet answered {other:?}")
+            }
         }
     }
 
@@ -125,7 +127,9 @@ impl Puppet {
     pub fn peer(&mut self, socket: Socket) -> Result<SocketAddr> {
         match self.order(&Order::Peer { socket: socket.0 })? {
             Outcome::Address(address) => Ok(address),
-            other @ (Outcome::Done | Outcome::Received { .. } | Outcome::Failed { .. }) => bail!("the puppet answered {other:?}"),
+            other @ (Outcome::Done | Outcome::Received { .. } | Outcome::Failed { .. }) => {
+                bail!("the puppet answered {other:?}")
+            }
         }
     }
 
@@ -169,7 +173,8 @@ impl Puppet {
 pub fn play() -> Result<()> {
     let mut sockets = BTreeMap::new();
     for line in io::stdin().lines() {
-        let order: Order = serde_json::from_str(&line.context("cannot read orders")?).context("cannot understand an order")?;
+        let order: Order =
+            serde_json::from_str(&line.context("cannot read orders")?).context("cannot understand an order")?;
         let outcome = obey(&mut sockets, order).unwrap_or_else(|errno| Outcome::Failed { errno: errno as i32 });
         let mut out = io::stdout().lock();
         writeln!(out, "{}", serde_json::to_string(&outcome)?)?;
@@ -179,7 +184,8 @@ pub fn play() -> Result<()> {
 }
 
 fn obey(sockets: &mut BTreeMap<u32, OwnedFd>, order: Order) -> Result<Outcome, Errno> {
-    let get = |sockets: &BTreeMap<u32, OwnedFd>, number| sockets.get(&number).map(AsRawFd::as_raw_fd).ok_or(Errno::EBADF);
+    let get =
+        |sockets: &BTreeMap<u32, OwnedFd>, number| sockets.get(&number).map(AsRawFd::as_raw_fd).ok_or(Errno::EBADF);
     match order {
         Order::Open { socket, transport, ipv6 } => {
             let family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };

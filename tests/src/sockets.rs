@@ -37,7 +37,8 @@ pub fn connect_within(bound: Duration, transport: Transport, from: Option<u16>, 
         Transport::Udp => SockType::Datagram,
     };
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-    let socket = socket::socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None).context("socket")?;
+    let socket =
+        socket::socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None).context("socket")?;
     if let Some(port) = from {
         // Connected sockets may share a source port as long as their peers differ.
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
@@ -49,7 +50,8 @@ pub fn connect_within(bound: Duration, transport: Transport, from: Option<u16>, 
         Ok(()) => {}
         Err(Errno::EINPROGRESS) => {
             let deadline = Instant::now() + bound;
-            let left = PollTimeout::try_from(deadline.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::MAX);
+            let left =
+                PollTimeout::try_from(deadline.saturating_duration_since(Instant::now())).unwrap_or(PollTimeout::MAX);
             let mut events = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
             if poll(&mut events, left).context("poll")? == 0 {
                 return Err(anyhow!(Errno::ETIMEDOUT).context(format!("connect to {to}")));
