@@ -15,9 +15,12 @@ pub type PortId = (PortName, Protocol, Family);
 /// Endpoints by address and port (host order).
 pub type Endpoints<'w> = BTreeMap<(IpAddr, u16), &'w EndpointSpec>;
 
+/// Where an endpoint stands.
+type Place<'w> = (&'w SliceSpec, &'w EndpointSpec);
+
 /// All endpoints of a Service by port, and which of them stand there twice.
 pub fn merge<'w>(world: &'w World, service: &ServiceName) -> (BTreeMap<PortId, Endpoints<'w>>, BTreeSet<Problem>) {
-    let mut merged: BTreeMap<PortId, BTreeMap<(IpAddr, u16), (&SliceSpec, &EndpointSpec)>> = BTreeMap::new();
+    let mut merged: BTreeMap<PortId, BTreeMap<(IpAddr, u16), Place<'w>>> = BTreeMap::new();
     let mut problems = BTreeSet::new();
     for slice in world.slices_of(service) {
         for port in &slice.ports {
@@ -38,7 +41,7 @@ pub fn merge<'w>(world: &'w World, service: &ServiceName) -> (BTreeMap<PortId, E
             }
         }
     }
-    let strip = |all: BTreeMap<_, (_, &'w EndpointSpec)>| all.into_iter().map(|(at, (_, e))| (at, e)).collect();
+    let strip = |all: BTreeMap<_, Place<'w>>| all.into_iter().map(|(at, (_, e))| (at, e)).collect();
     (merged.into_iter().map(|(port, endpoints)| (port, strip(endpoints))).collect(), problems)
 }
 

@@ -46,7 +46,7 @@ impl Blocks {
 
     /// Takes one certain block, as a restarted agent does with those in use. False if it is not wholly free, or not at a multiple of its size.
     pub fn reserve(&mut self, base: u32, order: u32) -> bool {
-        if base % (1 << order) != 0 {
+        if !base.is_multiple_of(1 << order) {
             return false;
         }
         let holds = |o: u32| self.free[o as usize].contains(&(base & (u32::MAX << o)));

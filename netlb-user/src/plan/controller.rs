@@ -289,7 +289,7 @@ impl Controller {
         }
         if self.shadow.config != Some(config) {
             let chain = draft.chain();
-            draft.push(Phase::Config, chain, MapOp::SetConfig(config));
+            draft.push(Phase::Config, chain, MapOp::SetConfig(Box::new(config)));
         }
     }
 

@@ -10,7 +10,7 @@ use netlb_common::frontend::{FrontendKey, FrontendValue};
 #[derive(Clone, PartialEq, Debug)]
 pub enum MapOp {
     /// `CONFIG[0]`.
-    SetConfig(Config),
+    SetConfig(Box<Config>),
     /// `ENDPOINTS[id]`; ifindex 0 frees the id, and keeps its generation.
     SetEndpoint {
         id: u32,

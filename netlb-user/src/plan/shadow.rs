@@ -45,7 +45,7 @@ impl Shadow {
     /// The store accepted a write.
     pub fn apply(&mut self, op: &MapOp) {
         match op {
-            MapOp::SetConfig(config) => self.config = Some(*config),
+            MapOp::SetConfig(config) => self.config = Some(**config),
             MapOp::SetEndpoint { id, value } => {
                 self.endpoints.insert(*id, *value);
             }

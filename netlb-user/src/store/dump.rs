@@ -105,7 +105,7 @@ fn backends(tables: &Tables) -> Vec<(&u32, &BackendValue)> {
     let mut all: Vec<_> = tables.backends.iter().filter(|(_, value)| value.state != state::FREE).collect();
     all.sort_by_key(|(id, value)| {
         let at = (value.addr.to_ip(), value.port.get(), value.proto);
-        (at, first.get(&value.service).is_none(), first.get(&value.service).copied(), value.state, **id)
+        (at, !first.contains_key(&value.service), first.get(&value.service).copied(), value.state, **id)
     });
     all
 }

@@ -31,7 +31,7 @@ impl MapStore for MemoryStore {
     fn apply(&mut self, op: &MapOp) -> Result<(), StoreError> {
         let (t, capacity) = (&mut self.tables, self.capacity);
         match op {
-            MapOp::SetConfig(config) => t.config = Some(*config),
+            MapOp::SetConfig(config) => t.config = Some(**config),
             MapOp::SetEndpoint { id, value } => {
                 Self::within(name::ENDPOINTS, u64::from(*id) + 1, capacity.endpoints)?;
                 t.endpoints.insert(*id, *value);
