@@ -173,6 +173,12 @@ impl Agent {
         self.lock().as_ref().map(Process::pid)
     }
 
+    /// Whether its process runs.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.lock().as_mut().is_some_and(|process| matches!(process.try_wait(), Ok(None)))
+    }
+
     /// The last thing it wrote to `status.json`; `None` before the first time.
     ///
     /// # Errors

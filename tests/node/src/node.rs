@@ -297,13 +297,8 @@ impl TestNode {
         for key in &dead {
             state.cluster.set_state(key, PodState::Dead);
         }
-        let revision = self.publish(&mut state)?;
-        drop(state);
-        self.wait_applied(revision)?;
-        let mut state = self.lock();
+        self.publish(&mut state)?;
         self.carry_out(&mut state)?;
-        drop(state);
-        self.settle()?;
         Ok(dead)
     }
 

@@ -6,17 +6,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, getsockopt, sockopt};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, getsockopt, setsockopt, sockopt};
 
 use crate::wire::{Answer, ProbePlan, ProbeResult, ProbeTarget, Transport};
 
 /// Source ports of probes; the range does not meet the kernel's own choices (32768 and up).
 pub const PORTS: std::ops::Range<u16> = 10_000..32_000;
-/// After this many failures a target is given up: more of them say nothing new.
+/// After this many failures, or one that took all the time there was, a target is given up: more say nothing new.
 const ENOUGH_ERRORS: u32 = 3;
+const NO_ANSWER: &str = "no answer in time";
 
 /// Reads a [`ProbePlan`] from standard input and writes a [`ProbeResult`] a target, a line each.
 ///
@@ -57,7 +58,7 @@ fn ask(target: &ProbeTarget, port: &mut u16) -> ProbeResult {
             }
             Err(error) if is_refusal(&error) && target.refusal => result.refused += 1,
             Err(error) => {
-                errors += 1;
+                errors += if error.chain().any(|cause| cause.to_string() == NO_ANSWER) { ENOUGH_ERRORS } else { 1 };
                 if is_refusal(&error) {
                     result.refused += 1;
                 }
@@ -138,6 +139,12 @@ fn connect(target: &ProbeTarget, port: &mut u16, deadline: Instant) -> Result<Ow
         let source = SocketAddr::new(any, *port);
         *port = if PORTS.contains(&(*port + 1)) { *port + 1 } else { PORTS.start };
         let socket = socket::socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None).context("socket")?;
+        // Without this a datagram that cannot be delivered is lost in silence, and the request waits for nothing.
+        if target.address.is_ipv4() {
+            setsockopt(&socket, sockopt::Ipv4RecvErr, &true).context("setsockopt")?;
+        } else {
+            setsockopt(&socket, sockopt::Ipv6RecvErr, &true).context("setsockopt")?;
+        }
         match socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(source)) {
             Ok(()) => {}
             Err(Errno::EADDRINUSE) => continue,
@@ -151,7 +158,7 @@ fn connect(target: &ProbeTarget, port: &mut u16, deadline: Instant) -> Result<Ow
         let left = deadline.saturating_duration_since(Instant::now());
         let mut events = [PollFd::new(socket.as_fd(), PollFlags::POLLOUT)];
         if poll(&mut events, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)).context("poll")? == 0 {
-            bail!("connect: no answer");
+            return Err(anyhow!(NO_ANSWER)).context("connect");
         }
         let errno = getsockopt(&socket, sockopt::SocketError).context("connect")?;
         if errno != 0 {
@@ -164,7 +171,7 @@ fn connect(target: &ProbeTarget, port: &mut u16, deadline: Instant) -> Result<Ow
 
 /// A read that timed out says "would block", which would puzzle whoever reads the report.
 fn plain_timeout(error: io::Error) -> anyhow::Error {
-    if error.kind() == ErrorKind::WouldBlock { anyhow::anyhow!("no answer") } else { error.into() }
+    if error.kind() == ErrorKind::WouldBlock { anyhow!(NO_ANSWER) } else { error.into() }
 }
 
 /// The sum of all answers.

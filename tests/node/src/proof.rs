@@ -192,7 +192,9 @@ fn ask(
         let mut row = row(&client, frontend, &result, flows.as_ref());
         let wrong = judge(frontend, &row);
         row.ok = wrong.is_empty();
-        failures.extend(wrong.into_iter().map(|what| format!("{frontend} from {name} ({}): {what}", row.from)));
+        if !wrong.is_empty() {
+            failures.push(format!("{frontend} from {name} ({}): {}", row.from, wrong.join("; ")));
+        }
         requests.push(row);
     }
     Ok(ClientReport { client: name, requests })
@@ -288,6 +290,10 @@ fn judge(frontend: &Frontend, row: &Row) -> Vec<String> {
         }
         return wrong;
     }
+    if row.answered == 0 {
+        wrong.push("nobody answered".to_owned());
+        return wrong;
+    }
     for backend in &row.backends {
         let expected = frontend.backends.contains(&backend.address);
         if !expected && backend.answered > 0 {
@@ -305,9 +311,6 @@ fn judge(frontend: &Frontend, row: &Row) -> Vec<String> {
     let answering = row.backends.iter().filter(|backend| backend.answered > 0).count();
     if frontend.affinity && answering > 1 {
         wrong.push(format!("one client was sent to {answering} backends in spite of its ClientIP affinity"));
-    }
-    if answering == 0 {
-        wrong.push("nobody answered".to_owned());
     }
     wrong
 }
