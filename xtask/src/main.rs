@@ -1,6 +1,7 @@
 //! The project's commands: `cargo xtask run`, `test`, and what belongs to them. A thin command line over the test node and
 //! over cargo; each command that needs something installs it first.
 
+mod bench;
 mod build;
 mod exec;
 mod lint;
@@ -49,8 +50,8 @@ enum Command {
     Lint,
     /// Run all tests, or the named tiers, and sum up
     Test(test::Args),
-    /// Measure: `cargo xtask bench --micro`
-    Bench(build::BenchArgs),
+    /// Measure what netlb costs on this machine: `cargo xtask bench --micro`
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -87,6 +88,6 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Build => build::build().map(|()| ExitCode::SUCCESS),
         Command::Lint => lint::lint().map(|()| ExitCode::SUCCESS),
         Command::Test(args) => test::test(&args),
-        Command::Bench(args) => build::bench(&args),
+        Command::Bench(args) => bench::bench(&args),
     }
 }

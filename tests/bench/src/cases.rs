@@ -17,9 +17,9 @@ use crate::world::{Family, Floor, Receiver, Side, World};
 pub(crate) const MANY_FLOWS: u32 = 65_536;
 
 /// Packets of a case in a round.
-const PACKETS: u32 = 100_000;
+const PACKETS: u32 = 50_000;
 /// The same where each packet opens a flow.
-const NEW_PACKETS: u32 = 50_000;
+const NEW_PACKETS: u32 = 30_000;
 
 /// What a case is compared with: the row whose cost is "plain" for it, and the floor below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,7 @@ pub(crate) struct Case {
 pub(crate) struct Bench {
     pub(crate) worlds: Vec<World>,
     pub(crate) cases: Vec<Case>,
+    detached: bool,
     /// Held: programs and maps of the worlds.
     _netlb: Vec<Production>,
 }
@@ -102,12 +103,13 @@ struct Shape {
 }
 
 impl Bench {
-    /// Builds every world, opens the flows that must be established, and lists the cases.
+    /// Builds every world, opens the flows that must be established, and lists the cases. `detached`: netlb's programs are loaded, but
+    /// in no place.
     ///
     /// # Errors
     /// When something of it does not work.
-    pub(crate) fn prepare() -> Result<Self> {
-        let mut bench = Bench { worlds: Vec::new(), cases: Vec::new(), _netlb: Vec::new() };
+    pub(crate) fn prepare(detached: bool) -> Result<Self> {
+        let mut bench = Bench { worlds: Vec::new(), cases: Vec::new(), detached, _netlb: Vec::new() };
         bench.floors()?;
         bench.plain()?;
         bench.conntrack()?;
@@ -218,7 +220,7 @@ impl Bench {
 
     fn xdp(&mut self) -> Result<()> {
         let mut world = World::new("netlb xdp", Receiver::Xdp)?;
-        let mut netlb = Production::new(&mut world, Road::Xdp)?;
+        let mut netlb = Production::new(&mut world, Road::Xdp, self.detached)?;
         let shapes = netlb_shapes(&world, &mut netlb, Road::Xdp)?;
         self._netlb.push(netlb);
         self.add(world, new_or_known, shapes)
@@ -227,14 +229,16 @@ impl Bench {
     fn many_flows(&mut self) -> Result<()> {
         for family in Family::BOTH {
             let mut world = World::new("netlb xdp, many flows", Receiver::Xdp)?;
-            let netlb = Production::new(&mut world, Road::Xdp)?;
-            establish_many(&mut world, &netlb, family, MANY_FLOWS)?;
+            let netlb = Production::new(&mut world, Road::Xdp, self.detached)?;
+            if !self.detached {
+                establish_many(&mut world, &netlb, family, MANY_FLOWS)?;
+            }
             let shape = Shape {
                 name: "netlb XDP, 65,536 live flows (UDP)",
                 against: Against { floor: Some(row::FLOOR_REDIRECT_NEW), plain: Some(row::PLAIN) },
                 tuple: to_service(family),
                 l4: L4::Udp,
-                vary: Vary::Walk { flows: MANY_FLOWS },
+                vary: Vary::Shuffle { flows: MANY_FLOWS },
                 side: Side::Client,
                 target: target::PROGRAM,
                 arrives: Some((to_server(family), 1)),
@@ -248,7 +252,7 @@ impl Bench {
     fn tcx(&mut self, road: Road) -> Result<()> {
         let name = if road == Road::Stack { "netlb tcx stack" } else { "netlb tcx redirect" };
         let mut world = World::new(name, Receiver::Tcx)?;
-        let mut netlb = Production::new(&mut world, road)?;
+        let mut netlb = Production::new(&mut world, road, self.detached)?;
         world.meet_neighbours()?;
         let shapes = netlb_shapes(&world, &mut netlb, road)?;
         self._netlb.push(netlb);
@@ -373,8 +377,8 @@ fn case(world: &World, index: usize, family: Family, shape: &Shape, packets: u32
     };
     let varies = match (shape.vary, back) {
         (Vary::Fixed, _) => None,
-        (Vary::Walk { .. } | Vary::Count, false) => Some(End::Source),
-        (Vary::Walk { .. } | Vary::Count, true) => Some(End::Destination),
+        (Vary::Sweep { .. } | Vary::Shuffle { .. } | Vary::Count, false) => Some(End::Source),
+        (Vary::Sweep { .. } | Vary::Shuffle { .. } | Vary::Count, true) => Some(End::Destination),
     };
     let expected = shape.arrives.map(|(tuple, hops)| Expected { tuple, varies, hops });
     let (name, against, side) = (shape.name, shape.against, shape.side);

@@ -67,7 +67,7 @@ pub(crate) fn establish(world: &World, netlb: &mut Production, road: Road, famil
     Ok(())
 }
 
-/// Opens `flows` UDP flows, those of [`Vary::Walk`], by datagrams of both ends. World and programs are of [`Road::Xdp`].
+/// Opens `flows` UDP flows by datagrams of both ends. World and programs are of [`Road::Xdp`].
 ///
 /// # Errors
 /// When a packet is lost, or not all flows are established in `CT` afterwards.
@@ -76,9 +76,10 @@ pub(crate) fn establish_many(world: &mut World, netlb: &Production, family: Fami
     let (there, back) = generators(family);
     let request = frame::build(world.client.mac, world.client.pod_mac, to_service(family), L4::Udp)?;
     let answer = frame::build(world.server.mac, world.server.pod_mac, to_server(family).reversed(), L4::Udp)?;
-    let walk = Vary::Walk { flows };
-    let mut requests = frame::order(&request, L4::Udp, walk, false, target::PROGRAM, 0);
-    let mut answers = frame::order(&answer, L4::Udp, walk, true, target::PROGRAM, 0);
+    // In order here, shuffled when measured: memory must not lie in the order of the packets.
+    let sweep = Vary::Sweep { flows };
+    let mut requests = frame::order(&request, L4::Udp, sweep, false, target::PROGRAM, 0);
+    let mut answers = frame::order(&answer, L4::Udp, sweep, true, target::PROGRAM, 0);
     for first in (0..flows).step_by(CHUNK as usize) {
         let packets = CHUNK.min(flows - first);
         for (generator, order, side) in [(there, &mut requests, Side::Client), (back, &mut answers, Side::Server)] {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use anyhow::{Result, bail, ensure};
-use netlb_bench_ebpf::{FLOW_MASK, FRAME, FRAME_WORDS, Order};
+use netlb_bench_ebpf::{FLOW_MASK, FRAME, FRAME_WORDS, Order, SHUFFLE};
 
 /// A hardware address, in wire order.
 pub(crate) type Mac = [u8; 6];
@@ -60,9 +60,11 @@ impl Tuple {
 pub(crate) enum Vary {
     /// None.
     Fixed,
-    /// Source (or, in an answer, destination) walks over `flows` flows, a power of two, in an order that no cache can guess.
-    Walk { flows: u32 },
-    /// Source (or destination) counts up: flow after flow.
+    /// Source (or, in an answer, destination) goes through `flows` flows, a power of two, in order.
+    Sweep { flows: u32 },
+    /// The same flows in an order that no cache can guess.
+    Shuffle { flows: u32 },
+    /// Flow after flow, none twice in a run of [`FLOW_MASK`] packets.
     Count,
 }
 
@@ -105,10 +107,10 @@ pub(crate) fn build(to: Mac, from: Mac, tuple: Tuple, l4: L4) -> Result<[u8; FRA
 pub(crate) fn order(first: &[u8; FRAME], l4: L4, vary: Vary, back: bool, target: u32, device: u32) -> Order {
     let v4 = is_v4(first);
     let mut frame = *first;
-    let (stride, mask) = match vary {
+    let (factor, mask) = match vary {
         Vary::Fixed => (0, 0),
-        // Odd, so every flow comes up once in a turn.
-        Vary::Walk { flows } => (0x9e37_79b1, flows - 1),
+        Vary::Sweep { flows } => (1, flows - 1),
+        Vary::Shuffle { flows } => (SHUFFLE, flows - 1),
         Vary::Count => (1, FLOW_MASK),
     };
     let (mut l4_sum, mut ip_sum) = (0, 0);
@@ -126,7 +128,7 @@ pub(crate) fn order(first: &[u8; FRAME], l4: L4, vary: Vary, back: bool, target:
     let mut words = [0; FRAME_WORDS];
     bytemuck::bytes_of_mut(&mut words).copy_from_slice(&frame);
     let vary = u32::from(vary != Vary::Fixed);
-    Order { words, made: 0, vary, stride, mask, target, l4_sum, ip_sum, device, sample: 0 }
+    Order { words, made: 0, state: 0, factor, vary, mask, target, l4_sum, ip_sum, device, sample: 0, pad: 0 }
 }
 
 /// What must be true of a packet that arrived.

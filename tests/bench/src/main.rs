@@ -42,8 +42,14 @@ struct Options {
     /// Writes all figures and samples to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Lets disturbed rounds count: for tests of this program. The figures are then worth little, and the report says so.
+    #[arg(long)]
+    keep_disturbed: bool,
+    /// Loads netlb's programs but puts them nowhere: proof that the run can fail.
+    #[arg(long)]
+    detached: bool,
     /// The agent to measure.
-    #[arg(long, value_name = "FILE", default_value = "target/release/netlb")]
+    #[arg(long, value_name = "FILE", default_value = "target/release/netlb", overrides_with = "agent")]
     agent: PathBuf,
 }
 
@@ -79,7 +85,11 @@ fn measure(options: &Options) -> Result<bool> {
     let mut report = Report::new(machine::describe()?);
     report.print_machine();
     if options.only.contains(&Part::Packets) {
-        report.packets(rounds::measure(options.rounds)?);
+        report.packets(rounds::measure(rounds::Plan {
+            rounds: options.rounds,
+            keep_disturbed: options.keep_disturbed,
+            detached: options.detached,
+        })?);
     }
     if options.only.contains(&Part::Maps) {
         report.maps(maps::measure()?);

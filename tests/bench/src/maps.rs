@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use aya::maps::{Array, Map, MapData};
 use aya::programs::{TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use netlb_bench_ebpf::{PROBE_UNROLL, Probe};
+use netlb_bench_ebpf::{PROBE_UNROLL, Probe, SHUFFLE};
 use netlb_common::maps::capacity;
 use serde::Serialize;
 
@@ -21,7 +21,7 @@ use crate::{machine, object};
 /// Entries in the full maps: both directions of 65,536 flows. A power of two.
 const ENTRIES: u64 = 131_072;
 /// Operations of one measurement.
-const OPERATIONS: u32 = 1 << 19;
+const OPERATIONS: u32 = 1 << 17;
 const ROUNDS: u32 = 7;
 
 /// One map: its name in the object (lower case), and what it is.
@@ -71,6 +71,17 @@ pub(crate) struct Maps {
     pub(crate) rows: Vec<Row>,
 }
 
+/// Which keys a probe takes.
+#[derive(Clone, Copy)]
+enum Indexes {
+    /// One and the same.
+    One,
+    /// Each once, those behind `after`.
+    InOrder { after: u64 },
+    /// The first [`ENTRIES`] (after index 0), in an order that no cache can guess.
+    Shuffled,
+}
+
 struct Probes {
     object: Ebpf,
     state: Array<MapData, Probe>,
@@ -94,7 +105,8 @@ fn on_cpu() -> Result<Maps> {
     let mut empty = Vec::new();
     for subject in &SUBJECTS {
         empty.push(probes.memory(subject)?);
-        let hits = probes.run(&format!("fill_{}", subject.name), ENTRIES - 1, ENTRIES as u32)?.1;
+        let hits =
+            probes.run(&format!("fill_{}", subject.name), Indexes::InOrder { after: u64::MAX }, ENTRIES as u32)?.1;
         ensure!(hits == ENTRIES, "filling {} did {hits} of {ENTRIES} insertions", subject.name);
     }
     machine::take_cpu()?;
@@ -102,14 +114,15 @@ fn on_cpu() -> Result<Maps> {
     let mut full = Vec::new();
     for round in 0..=ROUNDS {
         machine::check_stop()?;
-        let mut floor =
-            |key: u32| -> Result<f64> { Ok(probes.run(&format!("probe_floor_{key}"), ENTRIES - 1, OPERATIONS)?.0) };
+        let mut floor = |key: u32| -> Result<f64> {
+            Ok(probes.run(&format!("probe_floor_{key}"), Indexes::Shuffled, OPERATIONS)?.0)
+        };
         let floors = [(16, floor(16)?), (40, floor(40)?)];
         for (subject, samples) in SUBJECTS.iter().zip(&mut samples) {
             let floor = floors.iter().find(|(key, _)| *key == subject.key).map_or(0.0, |(_, ns)| *ns);
             let lookup = format!("lookup_{}", subject.name);
-            for (mask, samples) in [0, ENTRIES - 1].into_iter().zip(samples.iter_mut()) {
-                let (ns, hits) = probes.run(&lookup, mask, OPERATIONS)?;
+            for (indexes, samples) in [Indexes::One, Indexes::Shuffled].into_iter().zip(samples.iter_mut()) {
+                let (ns, hits) = probes.run(&lookup, indexes, OPERATIONS)?;
                 ensure!(hits == u64::from(OPERATIONS), "{lookup} found {hits} of {OPERATIONS} keys");
                 if round > 0 {
                     samples.push(ns - floor);
@@ -123,11 +136,11 @@ fn on_cpu() -> Result<Maps> {
     // Last: it drives the LRU maps' entries out.
     for round in 0..=ROUNDS {
         machine::check_stop()?;
+        let after = ENTRIES + u64::from(round * OPERATIONS);
         for (subject, samples) in SUBJECTS.iter().zip(&mut samples) {
-            let floor = probes.run(&format!("probe_floor_{}", subject.key), u64::MAX >> 20, OPERATIONS)?.0;
+            let floor = probes.run(&format!("probe_floor_{}", subject.key), Indexes::InOrder { after }, OPERATIONS)?.0;
             let churn = format!("churn_{}", subject.name);
-            // All the bits of the sequence: no key comes twice.
-            let (ns, hits) = probes.run(&churn, u64::MAX >> 20, OPERATIONS)?;
+            let (ns, hits) = probes.run(&churn, Indexes::InOrder { after }, OPERATIONS)?;
             ensure!(hits == u64::from(OPERATIONS), "{churn} did {hits} of {OPERATIONS} insertions");
             let [_, _, samples] = samples;
             if round > 0 {
@@ -179,9 +192,13 @@ impl Probes {
     }
 
     /// Does `operations` with a probe, and returns ns per operation and how many succeeded.
-    fn run(&mut self, name: &str, mask: u64, operations: u32) -> Result<(f64, u64)> {
-        let state = self.state.get(&0, 0)?.state;
-        self.state.set(0, Probe { state, mask, hits: 0, sum: 0 }, 0)?;
+    fn run(&mut self, name: &str, indexes: Indexes, operations: u32) -> Result<(f64, u64)> {
+        let (state, factor, mask) = match indexes {
+            Indexes::One => (0, 1, 0),
+            Indexes::InOrder { after } => (after, 1, u64::from(u32::MAX >> 4)),
+            Indexes::Shuffled => (self.state.get(&0, 0)?.state, SHUFFLE, ENTRIES - 1),
+        };
+        self.state.set(0, Probe { state, factor, mask, hits: 0, sum: 0 }, 0)?;
         let result = program::<Xdp>(&mut self.object, name)?
             .test_run(TestRunOptions {
                 data_in: Some(&[0; 64]),

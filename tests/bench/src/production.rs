@@ -48,16 +48,17 @@ pub(crate) struct Production {
 }
 
 impl Production {
-    /// Loads the object, fills its maps, and puts the programs in place. The calling thread is in the node's namespace afterwards.
+    /// Loads the object, fills its maps, and puts the programs in place unless `detached`. The calling thread is in the node's namespace afterwards.
     ///
     /// # Errors
     /// Names the program or map.
-    pub(crate) fn new(world: &mut World, road: Road) -> Result<Self> {
+    pub(crate) fn new(world: &mut World, road: Road, detached: bool) -> Result<Self> {
         world.enter()?;
         let mut object = EbpfLoader::new().load(object::PRODUCTION).context("cannot read netlb's kernel object")?;
         world::xdp(&mut object, names::XDP_TO_POD)?;
         let from_pod = world::xdp(&mut object, names::XDP_FROM_POD)?;
         match road {
+            _ if detached => {}
             Road::Xdp => world.set_program(from_pod)?,
             Road::Redirect | Road::Stack => {
                 for device in [CLIENT_DEVICE, SERVER_DEVICE] {

@@ -32,8 +32,11 @@ impl Report {
 
     pub(crate) fn packets(&mut self, packets: Packets) {
         println!(
-            "\nns per packet: {} interleaved rounds on CPU {} ({} disturbed rounds dropped), live frames of 80 bytes, batch 64",
-            packets.rounds, packets.cpu, packets.dropped
+            "\nns per packet: {} interleaved rounds on CPU {} ({} disturbed rounds {}), live frames of 80 bytes, batch 64",
+            packets.rounds,
+            packets.cpu,
+            packets.disturbed,
+            if packets.keep_disturbed { "AMONG THEM: worth little" } else { "left out" }
         );
         println!(
             "floor (drop, IPv4) before each round {}, after it {}\n",
@@ -64,7 +67,7 @@ impl Report {
 
     pub(crate) fn maps(&mut self, maps: Maps) {
         println!(
-            "\nns per map operation, the floor taken off; capacity {}, {} entries, values written and read whole at both ends",
+            "\nns per map operation, the floor taken off; capacity {}, {} entries; median (least)",
             maps.capacity, maps.entries
         );
         println!(

@@ -17,8 +17,10 @@ const FLOOR_MOVES: f64 = 0.05;
 pub(crate) struct Packets {
     pub(crate) cpu: usize,
     pub(crate) rounds: usize,
-    /// Rounds that did not count.
-    pub(crate) dropped: usize,
+    /// Rounds in which the machine was disturbed.
+    pub(crate) disturbed: usize,
+    /// Disturbed rounds are among those that count.
+    pub(crate) keep_disturbed: bool,
     /// ns per packet of the IPv4 drop floor, before and after each round that counts.
     pub(crate) floor_before: Spread,
     pub(crate) floor_after: Spread,
@@ -54,16 +56,27 @@ struct Tally {
     received: u64,
 }
 
-/// Measures until `rounds` rounds count.
+/// How to measure.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    /// Rounds that must count.
+    pub(crate) rounds: u32,
+    /// Disturbed rounds count too.
+    pub(crate) keep_disturbed: bool,
+    /// netlb's programs are in no place, and nothing can be measured.
+    pub(crate) detached: bool,
+}
+
+/// Measures until enough rounds count.
 ///
 /// # Errors
 /// When a world cannot be built, a sample packet is not what it must be, or the machine is too restless.
-pub(crate) fn measure(rounds: u32) -> Result<Packets> {
+pub(crate) fn measure(plan: Plan) -> Result<Packets> {
     let started = std::time::Instant::now();
     // Namespaces and CPU belong to the thread that measures.
     std::thread::scope(|scope| {
         let thread =
-            std::thread::Builder::new().name("measure".to_owned()).spawn_scoped(scope, || on_cpu(rounds, started));
+            std::thread::Builder::new().name("measure".to_owned()).spawn_scoped(scope, || on_cpu(plan, started));
         match thread.context("cannot start a thread")?.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -71,13 +84,16 @@ pub(crate) fn measure(rounds: u32) -> Result<Packets> {
     })
 }
 
-fn on_cpu(rounds: u32, started: std::time::Instant) -> Result<Packets> {
+fn on_cpu(plan: Plan, started: std::time::Instant) -> Result<Packets> {
+    let Plan { rounds, .. } = plan;
     let attempts = 2 * rounds;
-    let mut bench = Bench::prepare()?;
+    let mut bench = Bench::prepare(plan.detached)?;
     let cpu = machine::take_cpu()?;
     let Bench { worlds, cases, .. } = &mut bench;
-    for case in cases.iter_mut() {
-        case.check(worlds)?;
+    let wrong: Vec<String> =
+        cases.iter_mut().filter_map(|case| case.check(worlds).err()).map(|error| format!("{error:#}")).collect();
+    if !wrong.is_empty() {
+        bail!("nothing is measured, because packets do not arrive as they must:\n  {}", wrong.join("\n  "));
     }
     eprintln!("{} cases in {} worlds ready after {:.1} s", cases.len(), worlds.len(), started.elapsed().as_secs_f64());
     let floor =
@@ -85,7 +101,7 @@ fn on_cpu(rounds: u32, started: std::time::Instant) -> Result<Packets> {
 
     let mut tallies: Vec<Tally> = cases.iter().map(|_| Tally::default()).collect();
     let (mut before, mut after) = (Vec::new(), Vec::new());
-    let (mut kept, mut dropped) = (0, 0);
+    let (mut kept, mut disturbed_rounds) = (0, 0);
     // The first round warms up: caches, neighbours, full LRU lists.
     for attempt in 0..=attempts {
         machine::check_stop()?;
@@ -111,9 +127,11 @@ fn on_cpu(rounds: u32, started: std::time::Instant) -> Result<Packets> {
             continue;
         }
         let moved = (last - first).abs() / first.min(last) > FLOOR_MOVES;
-        if moved || machine::stolen_ticks(cpu)? > stolen {
-            dropped += 1;
-        } else {
+        let disturbed = moved || machine::stolen_ticks(cpu)? > stolen;
+        if disturbed {
+            disturbed_rounds += 1;
+        }
+        if !disturbed || plan.keep_disturbed {
             kept += 1;
             before.push(first);
             after.push(last);
@@ -121,7 +139,7 @@ fn on_cpu(rounds: u32, started: std::time::Instant) -> Result<Packets> {
                 tally.samples.extend(sample);
             }
         }
-        eprint!("\rround {kept} of {rounds} ({dropped} disturbed)  ");
+        eprint!("\rround {kept} of {rounds} ({disturbed_rounds} disturbed)  ");
         if kept == rounds as usize {
             break;
         }
@@ -137,7 +155,16 @@ fn on_cpu(rounds: u32, started: std::time::Instant) -> Result<Packets> {
     };
     let rows = rows(cases, &tallies)?;
     let faults = faults(&rows);
-    Ok(Packets { cpu, rounds: kept, dropped, floor_before, floor_after, rows, faults })
+    Ok(Packets {
+        cpu,
+        rounds: kept,
+        disturbed: disturbed_rounds,
+        keep_disturbed: plan.keep_disturbed,
+        floor_before,
+        floor_after,
+        rows,
+        faults,
+    })
 }
 
 fn floor_ns(cases: &mut [Case], worlds: &mut [crate::world::World], floor: usize) -> Result<f64> {

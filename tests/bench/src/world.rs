@@ -273,9 +273,9 @@ impl World {
                 ..TestRunOptions::default()
             })
             .with_context(|| format!("world {}: cannot run the generator {generator}", self.name))?;
-        let made = self.order.get(&0, 0)?.made;
-        let sent = made - order.made;
-        order.made = made;
+        let after = self.order.get(&0, 0)?;
+        let sent = after.made - order.made;
+        (order.made, order.state) = (after.made, after.state);
         let received = self.wait_received(before + sent)? - before;
         Ok(Run { ns_per_packet: result.duration.as_nanos() as f64, sent, received })
     }

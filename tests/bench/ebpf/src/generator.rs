@@ -41,10 +41,11 @@ fn generate<const V6: bool, const TCP: bool, const BACK: bool>(ctx: &XdpContext)
             words.add(i).write_unaligned(template.add(i).read());
             i += 1;
         }
-        let made = (*order).made;
-        (*order).made = made + 1;
+        (*order).made += 1;
         if (*order).vary != 0 {
-            let flow = (made as u32).wrapping_mul((*order).stride) & (*order).mask;
+            let state = (*order).state.wrapping_mul((*order).factor).wrapping_add(1);
+            (*order).state = state;
+            let flow = state as u32 & (*order).mask;
             let port = (PORT_BASE | (flow as u16 & ((1 << PORT_BITS) - 1))).to_be();
             let host = (flow >> PORT_BITS) as u16 & 0x3f;
             let bytes = frame.cast::<u8>();

@@ -48,9 +48,12 @@ record! {
         pub words: [u64; FRAME_WORDS],
         /// Packets made so far.
         pub made: u64,
-        /// 0: every packet is the frame as it stands. 1: flow number `made * stride & mask`.
+        /// State of the flow sequence: `state = state * factor + 1`.
+        pub state: u64,
+        /// 1: flow numbers in order. [`SHUFFLE`]: each once in a turn, in an order that no cache can guess.
+        pub factor: u64,
+        /// 0: every packet is the frame as it stands. 1: flow number `state & mask`.
         pub vary: u32,
-        pub stride: u32,
         pub mask: u32,
         /// One of [`target`].
         pub target: u32,
@@ -63,15 +66,18 @@ record! {
         pub device: u32,
         /// 1: the next packet received is copied to `SAMPLE`.
         pub sample: u32,
+        pub pad: u32,
     }
 }
 
 record! {
     /// The only value of `PROBE`: what a map probe does, and what came of it.
     pub struct Probe {
-        /// State of the index sequence.
+        /// State of the index sequence: `state = state * factor + 1`.
         pub state: u64,
-        /// Indexes are `state & mask`.
+        /// 1: indexes in order. [`SHUFFLE`]: each once in a turn, in an order that no cache can guess.
+        pub factor: u64,
+        /// Indexes are `state & mask`; the mask is a power of two less one.
         pub mask: u64,
         /// Look-ups that found their key, or updates that succeeded.
         pub hits: u64,
@@ -83,8 +89,5 @@ record! {
 /// Operations that one run of a probe program does.
 pub const PROBE_UNROLL: u32 = 64;
 
-/// Step of a probe's index sequence. Odd, so all indexes come up before one repeats; far from the neighbours, so the CPU cannot guess.
-pub const PROBE_STEP: u64 = 0x9e37_79b9_7f4a_7c15;
-
-/// How far the index sequence is shifted: the high bits of the product are the better mixed ones.
-pub const PROBE_SHIFT: u32 = 20;
+/// Factor of a linear congruential sequence of full period for every power of two (Knuth's MMIX).
+pub const SHUFFLE: u64 = 6_364_136_223_846_793_005;

@@ -5,7 +5,7 @@
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap};
 use aya_ebpf::programs::XdpContext;
-use netlb_bench_ebpf::{PROBE_SHIFT, PROBE_STEP, PROBE_UNROLL, Probe};
+use netlb_bench_ebpf::{PROBE_UNROLL, Probe};
 
 #[map]
 static PROBE: Array<Probe> = Array::with_max_entries(1, 0);
@@ -45,12 +45,12 @@ fn each(mut op: impl FnMut(u64) -> (u64, bool)) -> u32 {
     let Some(probe) = PROBE.get_ptr_mut(0) else { return PASS };
     // SAFETY: the map's only value, which only this CPU uses.
     unsafe {
-        let (mut state, mask) = ((*probe).state, (*probe).mask);
+        let (mut state, factor, mask) = ((*probe).state, (*probe).factor, (*probe).mask);
         let (mut sum, mut hits) = (0u64, 0u64);
         let mut i = 0;
         while i < PROBE_UNROLL {
-            state = state.wrapping_add(PROBE_STEP);
-            let (word, hit) = op(state >> PROBE_SHIFT & mask);
+            state = state.wrapping_mul(factor).wrapping_add(1);
+            let (word, hit) = op(state & mask);
             sum = sum.wrapping_add(word);
             hits += hit as u64;
             i += 1;
