@@ -10,6 +10,7 @@
 //! - [`rig`]: a test node with a running agent.
 //! - [`sockets`], [`bulk`]: clients inside pods; [`puppet`]: clients that are processes, for socket hooks.
 //! - [`capture`]: frames as they arrive, checksums recomputed.
+//! - [`traffic`]: the table of cases.
 
 pub mod bulk;
 pub mod capture;
@@ -22,4 +23,5 @@ pub mod packet;
 pub mod puppet;
 pub mod rig;
 pub mod sockets;
+pub mod traffic;
 pub mod world;

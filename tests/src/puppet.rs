@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
@@ -17,7 +17,7 @@ use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, Sockad
 use nix::sys::time::TimeVal;
 use serde::{Deserialize, Serialize};
 
-use crate::sockets::PATIENCE;
+use crate::sockets::{PATIENCE, address};
 
 /// What a puppet is told to do. `socket` is a number of the test's choice.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -227,11 +227,4 @@ fn obey(sockets: &mut BTreeMap<u32, OwnedFd>, order: Order) -> Result<Outcome, E
             Ok(Outcome::Done)
         }
     }
-}
-
-fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
-    if let Some(v4) = storage.as_sockaddr_in() {
-        return Some(SocketAddr::new(Ipv4Addr::from(v4.ip()).into(), v4.port()));
-    }
-    storage.as_sockaddr_in6().map(|v6| SocketAddr::new(Ipv6Addr::from(v6.ip()).into(), v6.port()))
 }

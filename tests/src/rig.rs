@@ -1,10 +1,9 @@
 //! A test node with a running agent, and what tests over real traffic ask of it.
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -69,7 +68,7 @@ impl Style {
 
 /// A node with an agent. Dropped, nothing of it is left.
 pub struct Rig {
-    taps: RefCell<Option<BTreeMap<PodKey, Tap>>>,
+    taps: Mutex<Option<BTreeMap<PodKey, Tap>>>,
     /// The node's agent.
     pub agent: Agent,
     /// The node and its pods.
@@ -100,7 +99,7 @@ impl Rig {
             ..AgentOptions::default()
         };
         let agent = node.start_agent(1, options)?;
-        let rig = Self { taps: RefCell::new(None), agent, node, style, actor };
+        let rig = Self { taps: Mutex::new(None), agent, node, style, actor };
         rig.settle()?;
         Ok(rig)
     }
@@ -173,12 +172,16 @@ impl Rig {
     /// # Errors
     /// As [`Tap::start`].
     pub fn capture(&self) -> Result<()> {
-        self.taps.borrow_mut().get_or_insert_default();
+        self.taps().get_or_insert_default();
         self.tap_pods()
     }
 
+    fn taps(&self) -> MutexGuard<'_, Option<BTreeMap<PodKey, Tap>>> {
+        self.taps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn tap_pods(&self) -> Result<()> {
-        let mut taps = self.taps.borrow_mut();
+        let mut taps = self.taps();
         let Some(taps) = taps.as_mut() else { return Ok(()) };
         for pod in self.node.pods() {
             if !taps.contains_key(pod.key()) {
@@ -193,7 +196,7 @@ impl Rig {
     /// # Errors
     /// When a tap failed, or none was started.
     pub fn captured(&self) -> Result<Tally> {
-        let taps = self.taps.borrow_mut().take().context("nothing is captured; call capture() first")?;
+        let taps = self.taps().take().context("nothing is captured; call capture() first")?;
         let mut sum = Tally::default();
         for (_, tap) in taps {
             sum.add(tap.finish()?);

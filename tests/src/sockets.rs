@@ -182,3 +182,31 @@ pub fn listen(address: SocketAddr) -> Result<TcpListener> {
     socket::listen(&socket, socket::Backlog::new(128)?)?;
     Ok(socket.into())
 }
+
+/// An address as the kernel hands it out.
+#[must_use]
+pub fn address(storage: &SockaddrStorage) -> Option<SocketAddr> {
+    if let Some(v4) = storage.as_sockaddr_in() {
+        return Some(SocketAddr::new(v4.ip().into(), v4.port()));
+    }
+    storage.as_sockaddr_in6().map(|v6| SocketAddr::new(v6.ip().into(), v6.port()))
+}
+
+/// The largest packet, in bytes, that the kernel of this namespace sends to an address, as path MTU discovery has it.
+///
+/// # Errors
+/// When there is no route to it.
+pub fn path_mtu(to: SocketAddr) -> Result<u32> {
+    let socket = udp(None, to)?;
+    let (level, name) =
+        if to.is_ipv4() { (libc::IPPROTO_IP, libc::IP_MTU) } else { (libc::IPPROTO_IPV6, libc::IPV6_MTU) };
+    let mut mtu: libc::c_int = 0;
+    let mut length = libc::socklen_t::try_from(size_of::<libc::c_int>())?;
+    let result =
+        // SAFETY: the pointer and length are those of a live c_int.
+        unsafe { libc::getsockopt(socket.as_raw_fd(), level, name, std::ptr::from_mut(&mut mtu).cast(), &raw mut length) };
+    if result != 0 {
+        return Err(anyhow!(Errno::last()).context(format!("path MTU to {to}")));
+    }
+    Ok(u32::try_from(mtu)?)
+}
