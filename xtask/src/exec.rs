@@ -78,7 +78,8 @@ pub(crate) fn netlb(args: &NetlbArgs) -> Result<ExitCode> {
     enter::enter_node(node)?;
     let mut command = Command::new(&node.netlb);
     command.args(&args.arguments);
-    let asks_help = args.arguments.iter().any(|word| matches!(word.as_str(), "-h" | "--help" | "help" | "-V" | "--version"));
+    let asks_help =
+        args.arguments.iter().any(|word| matches!(word.as_str(), "-h" | "--help" | "help" | "-V" | "--version"));
     if !asks_help && !args.arguments.is_empty() {
         command.args(["--pin-path", PIN_PATH]).arg("--run-dir").arg(&node.run_dir);
     }

@@ -29,7 +29,8 @@ pub(crate) fn check() -> Result<()> {
         None => missing.push(format!("kernel release {:?} is not understood: boot Linux 6.6 or newer", release.trim())),
     }
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {
-        missing.push("no BTF: /sys/kernel/btf/vmlinux is missing; boot a kernel with CONFIG_DEBUG_INFO_BTF=y".to_owned());
+        missing
+            .push("no BTF: /sys/kernel/btf/vmlinux is missing; boot a kernel with CONFIG_DEBUG_INFO_BTF=y".to_owned());
     }
     if let Err(error) = cgroup::mount_point() {
         missing.push(format!("no cgroup2: {error}"));

@@ -164,7 +164,9 @@ fn with_client(mut input: Manifests) -> Manifests {
     let own: BTreeSet<ObjectKey> = input.objects.iter().filter_map(|object| ObjectKey::of(object).ok()).collect();
     let mut client = Manifests::default();
     client.parse("client", proof::CLIENT_POD);
-    input.objects.extend(client.objects.into_iter().filter(|object| ObjectKey::of(object).is_ok_and(|key| !own.contains(&key))));
+    input
+        .objects
+        .extend(client.objects.into_iter().filter(|object| ObjectKey::of(object).is_ok_and(|key| !own.contains(&key))));
     input
 }
 
@@ -178,7 +180,9 @@ fn conclude(report: &Report) {
     }
     if report.ok {
         let sent: u32 = report.clients.iter().flat_map(|client| &client.requests).map(|row| row.sent).sum();
-        println!("All right: {sent} requests, every Service answered through every ready backend, and netlb's counters agree.");
+        println!(
+            "All right: {sent} requests, every Service answered through every ready backend, and netlb's counters agree."
+        );
     } else {
         println!("Not right:\n{}", show::failures(report));
     }

@@ -15,8 +15,7 @@ const NIGHTLY_NAME: &str = "nightly-2026-05-20";
 const BPF_LINKER: &str = "0.10.4";
 const BPF_LINKER_FEATURES: &str = "rust-llvm-22";
 /// Programs that runs and tests start, and the Debian package each is in.
-const PROGRAMS: [(&str, &str); 4] =
-    [("nft", "nftables"), ("curl", "curl"), ("iperf3", "iperf3"), ("ip", "iproute2")];
+const PROGRAMS: [(&str, &str); 4] = [("nft", "nftables"), ("curl", "curl"), ("iperf3", "iperf3"), ("ip", "iproute2")];
 
 /// What the other commands need to know of the tools.
 pub(crate) struct Tools {
@@ -45,7 +44,14 @@ fn nightly() -> Result<String> {
         }
     }
     say(&format!("installing the toolchain {NIGHTLY_NAME}"));
-    sh::run(Command::new("rustup").args(["toolchain", "install", NIGHTLY_NAME, "--profile", "minimal", "--no-self-update"]))?;
+    sh::run(Command::new("rustup").args([
+        "toolchain",
+        "install",
+        NIGHTLY_NAME,
+        "--profile",
+        "minimal",
+        "--no-self-update",
+    ]))?;
     Ok(NIGHTLY_NAME.to_owned())
 }
 
@@ -54,7 +60,8 @@ fn commit_date(version: &str) -> Option<&str> {
 }
 
 fn rust_src(nightly: &str) -> Result<()> {
-    let sysroot = sh::read(Command::new("rustc").arg(format!("+{nightly}")).args(["--print", "sysroot"])).unwrap_or_default();
+    let sysroot =
+        sh::read(Command::new("rustc").arg(format!("+{nightly}")).args(["--print", "sysroot"])).unwrap_or_default();
     if !Path::new(&sysroot).join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file() {
         say(&format!("adding rust-src to {nightly}"));
         sh::run(Command::new("rustup").args(["component", "add", "rust-src", "--toolchain", nightly]))?;

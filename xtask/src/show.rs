@@ -63,7 +63,19 @@ fn backends(frontend: &Frontend) -> String {
 
 /// What was asked and answered: a row a frontend and client.
 pub(crate) fn proof(report: &Report) -> String {
-    let mut rows = vec![words(&["SERVICE", "PORT", "FAMILY", "FROM", "SENT", "ANSWERED", "BY BACKEND", "NETLB", "P50", "P99", ""])];
+    let mut rows = vec![words(&[
+        "SERVICE",
+        "PORT",
+        "FAMILY",
+        "FROM",
+        "SENT",
+        "ANSWERED",
+        "BY BACKEND",
+        "NETLB",
+        "P50",
+        "P99",
+        "",
+    ])];
     for client in &report.clients {
         for row in &client.requests {
             rows.push(proof_row(client.client, row));
@@ -73,9 +85,13 @@ pub(crate) fn proof(report: &Report) -> String {
 }
 
 fn proof_row(client: &str, row: &Row) -> Vec<String> {
-    let name = if row.port_name.is_empty() { row.service.clone() } else { format!("{}:{}", row.service, row.port_name) };
+    let name =
+        if row.port_name.is_empty() { row.service.clone() } else { format!("{}:{}", row.service, row.port_name) };
     let counts = |value: &dyn Fn(usize) -> Option<String>| {
-        (0..row.backends.len()).map(|index| value(index).unwrap_or_else(|| "?".to_owned())).collect::<Vec<_>>().join("+")
+        (0..row.backends.len())
+            .map(|index| value(index).unwrap_or_else(|| "?".to_owned()))
+            .collect::<Vec<_>>()
+            .join("+")
     };
     let answered = if row.refused > 0 { format!("{} refused", row.refused) } else { row.answered.to_string() };
     vec![
@@ -105,7 +121,8 @@ pub(crate) fn failures(report: &Report) -> String {
 /// A problem that netlb found: file, object, field, what is wrong, what to do.
 pub(crate) fn problem(problem: &serde_json::Value) -> String {
     let part = |name: &str| problem.get(name).and_then(|value| value.as_str()).unwrap_or_default();
-    let place: Vec<&str> = ["file", "object", "field"].iter().map(|name| part(name)).filter(|text| !text.is_empty()).collect();
+    let place: Vec<&str> =
+        ["file", "object", "field"].iter().map(|name| part(name)).filter(|text| !text.is_empty()).collect();
     format!("{}: {} {}", place.join(", "), part("message"), part("remedy")).trim_end().to_owned()
 }
 

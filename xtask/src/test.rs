@@ -157,7 +157,8 @@ fn documentation(tools: &Tools) -> Result<Outcome> {
 
 /// Runs to the end, shows everything, and counts.
 fn watch(command: &mut Command, name: &str) -> Result<Outcome> {
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {name}"))?;
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {name}"))?;
     let mut outcome = Outcome::default();
     for line in BufReader::new(child.stdout.take().context("a child without output")?).lines() {
         let line = line.with_context(|| format!("cannot read from {name}"))?;
@@ -167,7 +168,10 @@ fn watch(command: &mut Command, name: &str) -> Result<Outcome> {
     let status = child.wait().with_context(|| format!("cannot wait for {name}"))?;
     // A program that crashed, or whose failure no summary tells of, is a failure of its own.
     if (!status.success() && outcome.failed == 0) || !outcome.finished {
-        println!("error: {name} ended with {status} and {}", if outcome.finished { "no failed test" } else { "no summary" });
+        println!(
+            "error: {name} ended with {status} and {}",
+            if outcome.finished { "no failed test" } else { "no summary" }
+        );
         outcome.failed += 1;
     }
     Ok(outcome)

@@ -62,7 +62,7 @@ impl Outside {
         let net = NetNs::create()?;
         hostile::quiet_ipv6(&net)?;
         hostile::router(&net)?;
-        hostile::answer_all(&net)?;
+        hostile::answer_strays(&net)?;
         let mut links = Links::open(&net)?;
         links.up("lo")?;
         links.add_bridge("br0", address::mac(address::OUTSIDE.v4))?;
