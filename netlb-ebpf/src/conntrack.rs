@@ -64,6 +64,13 @@ pub fn find_to_pod<T: Tables>(t: &T, key: &CtKey, parsed: Parsed, now: u32) -> F
 fn progress<T: Tables>(t: &T, key: &CtKey, parsed: Parsed, now: u32, ct: Ct, tier: Tier) -> Found {
     let event = if key.proto() == proto::TCP { event::of_tcp(parsed.tcp_flags()) } else { event::DATA };
     let reply = ct.is(flags::REPLY);
+    let current = ct.state();
+    let next = step(current, event, reply);
+    if next == REOPEN {
+        t.count(Reason::REOPENED);
+        forget(t, ct, key.proto(), key);
+        return Found::Miss;
+    }
     if !reply && ct.backend() != 0 {
         let opens = key.proto() != proto::TCP || event == event::SYN;
         let stale = t.backend(ct.backend()).is_none_or(|b| b.generation != ct.backend_generation());
@@ -76,13 +83,6 @@ fn progress<T: Tables>(t: &T, key: &CtKey, parsed: Parsed, now: u32, ct: Ct, tie
             forget(t, ct, key.proto(), key);
             return Found::Miss;
         }
-    }
-    let current = ct.state();
-    let next = step(current, event, reply);
-    if next == REOPEN {
-        t.count(Reason::REOPENED);
-        forget(t, ct, key.proto(), key);
-        return Found::Miss;
     }
     if next != current {
         if tier == Tier::New && is_assured(next) {
