@@ -7,6 +7,7 @@
 use core::mem::MaybeUninit;
 
 use netlb_common::conntrack::{CtKey, event, flags};
+use netlb_common::endpoint::EndpointValue;
 use netlb_common::frontend::FrontendKey;
 use netlb_common::{Reason, hash, proto};
 
@@ -42,10 +43,11 @@ pub fn from_pod<P: Packet, T: Tables>(p: &mut P, t: &T, ifindex: u32) -> Verdict
             Found::Dead(reason) => return Verdict::drop(reason),
             Found::Miss => {}
         }
-    } else if parsed.icmp_error()
-        && let Some(verdict) = icmp::from_pod(p, t, parsed)
-    {
-        return verdict;
+    } else if parsed.icmp_error() {
+        let verdict = icmp::from_pod(p, t, parsed);
+        if verdict != Verdict::SKIP {
+            return verdict;
+        }
     }
     let verdict = unknown(t, parsed, key, ifindex, p.len());
     match verdict.decide() {
@@ -55,7 +57,7 @@ pub fn from_pod<P: Packet, T: Tables>(p: &mut P, t: &T, ifindex: u32) -> Verdict
             None => Verdict::drop(Reason::NO_SCRATCH),
         },
         Decision::Refuse(reason) => refuse::refuse(p, t, parsed, reason),
-        Decision::Pass | Decision::Drop(_) | Decision::Reflect | Decision::Deliver(_) => verdict,
+        Decision::Pass | Decision::Drop(_) | Decision::Skip | Decision::Reflect | Decision::Deliver(_) => verdict,
     }
 }
 
@@ -107,7 +109,7 @@ pub(crate) fn forward<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed, ct
         }
         return Verdict::drop(Reason::REWRITE_FAILED);
     }
-    let to = t.endpoint(ct.hop()).filter(|e| ct.hop() != 0 && e.ifindex != 0 && e.generation == ct.hop_generation());
+    let to = next_hop(t, &ct);
     if ct.is(flags::REDIRECT) {
         if nat::ttl(p, parsed) <= 1 {
             // The stack answers with "time exceeded", quoting what the sender sent.
@@ -141,18 +143,8 @@ pub(crate) fn forward<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed, ct
     Verdict::PASS
 }
 
-/// Sends a packet that is already translated (an ICMP error) on a flow's road.
+/// The pod a flow's packets go to, if it is on this node and still behind the same device.
 #[inline(always)]
-pub(crate) fn send<P: Packet, T: Tables>(p: &mut P, t: &T, ct: Ct) -> Verdict {
-    let to = t.endpoint(ct.hop()).filter(|e| ct.hop() != 0 && e.ifindex != 0 && e.generation == ct.hop_generation());
-    let Some(to) = to else { return Verdict::PASS };
-    let done = if ct.is(flags::REDIRECT) {
-        let ifindex = to.ifindex;
-        return if nat::set_macs(p, to) { Verdict::deliver(ifindex) } else { Verdict::drop(Reason::REWRITE_FAILED) };
-    } else if ct.is(flags::BRIDGED) {
-        nat::set_destination_mac(p, to)
-    } else {
-        true
-    };
-    if done { Verdict::PASS } else { Verdict::drop(Reason::REWRITE_FAILED) }
+pub(crate) fn next_hop<'a, T: Tables>(t: &'a T, ct: &Ct) -> Option<&'a EndpointValue> {
+    t.endpoint(ct.hop()).filter(|e| ct.hop() != 0 && e.ifindex != 0 && e.generation == ct.hop_generation())
 }

@@ -28,30 +28,49 @@ struct Quote {
     reversed: CtKey,
 }
 
-/// An error that leaves a pod. `None`: not about a flow that is translated here.
-#[inline(always)]
-pub fn from_pod<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Option<Verdict> {
-    match leaving(p, t, parsed) {
-        Verdict::PASS => None,
-        verdict => Some(verdict),
-    }
-}
-
+/// An error that leaves a pod: translated, and sent on the road of the flow it is about. [`Verdict::SKIP`]: not about a flow that is translated
+/// here.
 #[inline(never)]
-fn leaving<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Verdict {
-    let Some(quote) = find(p, t, parsed) else { return Verdict::PASS };
+pub fn from_pod<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Verdict {
+    let Some(quote) = find(p, t, parsed) else { return Verdict::SKIP };
     let ct = quote.ct;
-    if ct.is(flags::REPLY) && !ct.is(flags::REDIRECT | flags::HAIRPIN) {
+    let redirect = ct.is(flags::REDIRECT);
+    let hop = redirect || ct.is(flags::HAIRPIN);
+    if ct.is(flags::REPLY) && !hop {
+        return Verdict::SKIP;
+    }
+    if hop && nat::ttl(p, parsed) <= 1 {
+        t.count(Reason::TO_STACK);
         return Verdict::PASS;
+    }
+    let size = nat::wire_len(p, parsed);
+    let to = from_pod::next_hop(t, &ct).filter(|e| !redirect || size <= e.mtu);
+    if redirect && to.is_none() {
+        t.count(Reason::TO_STACK);
+        // As for any answer: `to_pod` translates it.
+        if ct.is(flags::REPLY) {
+            return Verdict::PASS;
+        }
     }
     if translate(p, parsed, &quote).is_none() {
         return Verdict::drop(Reason::REWRITE_FAILED);
     }
     t.count(Reason::ICMP_TRANSLATED);
-    if ct.is(flags::HAIRPIN) {
-        return if nat::swap_macs(p) { Verdict::REFLECT } else { Verdict::drop(Reason::REWRITE_FAILED) };
-    }
-    from_pod::send(p, t, ct)
+    let mut verdict = Verdict::PASS;
+    let done = match to {
+        _ if ct.is(flags::HAIRPIN) => {
+            verdict = Verdict::REFLECT;
+            nat::hop(p, parsed) && nat::swap_macs(p)
+        }
+        Some(to) if redirect => {
+            verdict = Verdict::deliver(to.ifindex);
+            t.count(Reason::REDIRECTED);
+            nat::hop(p, parsed) && nat::set_macs(p, to)
+        }
+        Some(to) if ct.is(flags::BRIDGED) => nat::set_destination_mac(p, to),
+        _ => true,
+    };
+    if done { verdict } else { Verdict::drop(Reason::REWRITE_FAILED) }
 }
 
 /// An error that the stack delivers to a pod.

@@ -54,6 +54,22 @@ pub fn ttl<P: Packet>(p: &P, parsed: Parsed) -> u8 {
     }
 }
 
+/// Takes one from TTL or hop limit.
+#[inline(always)]
+pub fn hop<P: Packet>(p: &mut P, parsed: Parsed) -> bool {
+    if parsed.v6() {
+        let Some(ip) = p.at_mut::<Ipv6>(ETH_LEN) else { return false };
+        ip.hops = ip.hops.wrapping_sub(1);
+    } else {
+        let Some(ip) = p.at_mut::<Ipv4>(ETH_LEN) else { return false };
+        let old = u16::from_ne_bytes([ip.ttl, ip.proto]);
+        ip.ttl = ip.ttl.wrapping_sub(1);
+        let new = u16::from_ne_bytes([ip.ttl, ip.proto]);
+        ip.csum = checksum::apply(ip.csum, checksum::delta(old as u32, new as u32));
+    }
+    true
+}
+
 /// Bytes of the largest IP packet this frame becomes on a wire.
 #[inline(always)]
 pub fn wire_len<P: Packet>(p: &P, parsed: Parsed) -> u32 {

@@ -17,6 +17,8 @@ pub enum Decision {
     Refuse(Reason),
     /// A flow was opened: its records are in the scratch, and the route forwards the packet by them. A hook never sees it.
     Open,
+    /// Nothing to say about the packet: the route goes on with it. A hook never sees it.
+    Skip,
     /// Back to the pod it came from, MACs already swapped.
     Reflect,
     /// Into the network namespace behind this device (interface index of the host side of a veth), MACs already set.
@@ -29,11 +31,13 @@ const REFLECT: u64 = 2;
 const DELIVER: u64 = 3;
 const REFUSE: u64 = 4;
 const OPEN: u64 = 5;
+const SKIP: u64 = 6;
 
 impl Verdict {
     pub const PASS: Verdict = Verdict(PASS);
     pub const REFLECT: Verdict = Verdict(REFLECT);
     pub const OPEN: Verdict = Verdict(OPEN);
+    pub const SKIP: Verdict = Verdict(SKIP);
 
     #[inline(always)]
     pub const fn drop(reason: Reason) -> Self {
@@ -58,6 +62,7 @@ impl Verdict {
             REFLECT => Decision::Reflect,
             DELIVER => Decision::Deliver(word),
             OPEN => Decision::Open,
+            SKIP => Decision::Skip,
             REFUSE => Decision::Refuse(Reason(word as u8)),
             _ => Decision::Drop(Reason(word as u8)),
         }

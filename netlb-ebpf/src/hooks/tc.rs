@@ -68,8 +68,8 @@ impl Skb {
                 KernelTables.count(reason);
                 DROP
             }
-            // Routes resolve these two themselves.
-            Decision::Refuse(_) | Decision::Open => DROP,
+            // Routes resolve these themselves.
+            Decision::Refuse(_) | Decision::Open | Decision::Skip => DROP,
             Decision::Reflect => self.deliver(self.ifindex()),
             Decision::Deliver(ifindex) => self.deliver(ifindex),
         }

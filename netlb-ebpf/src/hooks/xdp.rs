@@ -44,8 +44,8 @@ impl Xdp {
                 KernelTables.count(reason);
                 DROP
             }
-            // Routes resolve these two themselves.
-            Decision::Refuse(_) | Decision::Open => DROP,
+            // Routes resolve these themselves.
+            Decision::Refuse(_) | Decision::Open | Decision::Skip => DROP,
             Decision::Reflect => TX,
             // SAFETY: scalar arguments.
             Decision::Deliver(ifindex) => unsafe { bpf_redirect(ifindex, 0) as u32 },
