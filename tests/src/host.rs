@@ -351,7 +351,7 @@ impl Runner for HostTables {
             Decision::Drop(_) => Seen::Drop,
             Decision::Reflect => Seen::Reflect,
             Decision::Deliver(ifindex) => Seen::Deliver(Some(ifindex)),
-            Decision::Refuse(_) | Decision::Open => {
+            Decision::Refuse(_) | Decision::Open | Decision::Skip => {
                 return Err(Refused(format!("the route returned {decision:?}, which no hook knows")));
             }
         };
