@@ -230,7 +230,7 @@ fn answer(node: &TestNode, request: &Request) -> Result<String> {
         Request::Scale { workload, replicas } => {
             node.scale(workload, *replicas)?;
             let revision = node.settle()?;
-            let text = format!("{workload} has {replicas} pods; netlb has applied revision {revision}.");
+            let text = format!("{workload} has {replicas} pods, and every agent has applied revision {revision}.");
             println!("{text}");
             Ok(text)
         }

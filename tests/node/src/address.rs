@@ -95,7 +95,8 @@ impl Family {
 }
 
 /// The outside's end of the nodes' uplinks.
-pub const OUTSIDE: Dual = Dual { v4: Ipv4Addr::new(192, 168, 99, 1), v6: Ipv6Addr::new(0xfd00, 0x99, 0, 0, 0, 0, 0, 1) };
+pub const OUTSIDE: Dual =
+    Dual { v4: Ipv4Addr::new(192, 168, 99, 1), v6: Ipv6Addr::new(0xfd00, 0x99, 0, 0, 0, 0, 0, 1) };
 
 /// Node `n`'s own addresses; nodes count from 1.
 #[must_use]

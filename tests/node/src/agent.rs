@@ -129,9 +129,8 @@ impl Agent {
             .stdout(log.try_clone().context("cannot share the agent's log")?)
             .stderr(log);
         // A status of an agent that is no more would be taken for this one's.
-        fs::remove_file(inner.run_dir.join("status.json")).or_else(|error| {
-            if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
-        })?;
+        fs::remove_file(inner.run_dir.join("status.json"))
+            .or_else(|error| if error.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(error) })?;
         *self.lock() = Some(inner.node.place.spawn(&format!("the agent of {}", inner.node.name()), command)?);
         Ok(())
     }

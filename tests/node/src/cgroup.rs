@@ -22,8 +22,9 @@ impl Cgroup {
     /// # Errors
     /// When the directory cannot be made, because it is there already or the caller is not root.
     pub fn create(path: PathBuf) -> Result<Self> {
-        fs::create_dir(&path)
-            .with_context(|| format!("cannot make the cgroup {}; run as root, or `cargo xtask clean`", path.display()))?;
+        fs::create_dir(&path).with_context(|| {
+            format!("cannot make the cgroup {}; run as root, or `cargo xtask clean`", path.display())
+        })?;
         Ok(Self { path })
     }
 

@@ -78,7 +78,7 @@ pub struct PodRecord {
     host: Option<u8>,
     made_from: u32,
     order: u64,
-    object: Value,
+    pub(crate) object: Value,
 }
 
 impl PodRecord {
@@ -101,9 +101,9 @@ pub struct Plan {
 /// The control plane's memory.
 #[derive(Clone, Debug)]
 pub struct Cluster {
-    nodes: u8,
-    objects: BTreeMap<ObjectKey, Value>,
-    broken: BTreeMap<String, Broken>,
+    pub(crate) nodes: u8,
+    pub(crate) objects: BTreeMap<ObjectKey, Value>,
+    pub(crate) broken: BTreeMap<String, Broken>,
     pods: BTreeMap<PodKey, PodRecord>,
     allocator: Allocator,
     made: u64,
@@ -191,17 +191,22 @@ impl Cluster {
     pub fn scale(&mut self, name: &str, replicas: u32) -> Result<(), String> {
         let wanted = PodKey::parse(name);
         let scalable = |key: &ObjectKey| matches!(key.kind.as_str(), "Deployment" | "StatefulSet");
-        let found = self.objects.iter_mut().find(|(key, _)| {
-            scalable(key) && key.namespace == wanted.namespace && key.name == wanted.name
-        });
+        let found = self
+            .objects
+            .iter_mut()
+            .find(|(key, _)| scalable(key) && key.namespace == wanted.namespace && key.name == wanted.name);
         match found.and_then(|(_, object)| object.get_mut("spec")).and_then(Value::as_object_mut) {
             Some(spec) => {
                 spec.insert("replicas".to_owned(), json!(replicas));
                 Ok(())
             }
             None => {
-                let known: Vec<_> =
-                    self.objects.keys().filter(|key| scalable(key)).map(|key| format!("{}/{}", key.namespace, key.name)).collect();
+                let known: Vec<_> = self
+                    .objects
+                    .keys()
+                    .filter(|key| scalable(key))
+                    .map(|key| format!("{}/{}", key.namespace, key.name))
+                    .collect();
                 Err(format!("there is no Deployment or StatefulSet {wanted}; there are: {}", known.join(", ")))
             }
         }
@@ -241,9 +246,9 @@ impl Cluster {
         let spec: WorkloadSpec = view(object, "/spec")?;
         let template = spec.template;
         Ok(match owner.kind.as_str() {
-            "DaemonSet" => (1..=self.nodes)
-                .map(|node| Slot { name: None, node: Some(node), template: template.clone() })
-                .collect(),
+            "DaemonSet" => {
+                (1..=self.nodes).map(|node| Slot { name: None, node: Some(node), template: template.clone() }).collect()
+            }
             "StatefulSet" => (0..spec.replicas.unwrap_or(1))
                 .map(|n| Slot { name: Some(format!("{}-{n}", owner.name)), node: None, template: template.clone() })
                 .collect(),
@@ -299,7 +304,11 @@ impl Cluster {
         let spec: PodSpec = view(&slot.template, "/spec")?;
         self.made += 1;
         let name = slot.name.unwrap_or_else(|| {
-            format!("{}-{}", owner.name, suffix(short_hash(&format!("{}/{}/{}", owner.namespace, owner.name, self.made))))
+            format!(
+                "{}-{}",
+                owner.name,
+                suffix(short_hash(&format!("{}/{}/{}", owner.namespace, owner.name, self.made)))
+            )
         });
         let named_node = (1..=self.nodes).find(|n| spec.node_name.as_deref() == Some(topology::name(*n).as_str()));
         let node = slot.node.or(named_node).unwrap_or_else(|| self.emptiest_node());
@@ -425,53 +434,6 @@ impl Cluster {
         out.extend(self.objects("EndpointSlice").map(|(_, object)| object.clone()));
         out
     }
-
-    /// The source folder: what each file is called and what it says.
-    #[must_use]
-    pub fn render(&self) -> BTreeMap<String, String> {
-        let mut files = BTreeMap::new();
-        let mut add = |object: &Value| {
-            if let (Ok(key), Ok(text)) = (ObjectKey::of(object), serde_norway::to_string(object)) {
-                files.insert(file_name(&key), text);
-            }
-        };
-        for node in 1..=self.nodes {
-            add(&node_object(node));
-        }
-        add(&json!({
-            "apiVersion": "networking.k8s.io/v1",
-            "kind": "ServiceCIDR",
-            "metadata": {"name": "kubernetes"},
-            "spec": {"cidrs": [address::SERVICES_V4, address::SERVICES_V6]},
-        }));
-        let mut namespaces: BTreeSet<&str> = BTreeSet::from(["default"]);
-        namespaces.extend(self.objects.keys().map(|key| key.namespace.as_str()).filter(|name| !name.is_empty()));
-        for name in namespaces {
-            add(&json!({
-                "apiVersion": "v1",
-                "kind": "Namespace",
-                "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
-            }));
-        }
-        for (key, object) in &self.objects {
-            // Pods are written below, as the kubelet reports them; an author's EndpointSlice is among the slices.
-            if key.kind != "Pod" && key.kind != "EndpointSlice" {
-                add(object);
-            }
-        }
-        for (key, pod) in &self.pods {
-            add(&pod_object(key, pod));
-        }
-        for slice in self.slices() {
-            add(&slice);
-        }
-        for broken in self.broken.values() {
-            let stem = broken.origin.rsplit('/').next().unwrap_or_default();
-            let stem = stem.trim_end_matches(".yaml");
-            files.insert(format!("broken.{}.{:08x}.yaml", clean(stem), short_hash(&broken.origin)), broken.text.clone());
-        }
-        files
-    }
 }
 
 struct Slot {
@@ -480,75 +442,13 @@ struct Slot {
     template: Value,
 }
 
-fn node_object(number: u8) -> Value {
-    let name = topology::name(number);
-    let own = address::node(number);
-    let cidrs = address::pod_cidrs(number);
-    json!({
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {
-            "name": name,
-            "labels": {"kubernetes.io/hostname": name, "topology.kubernetes.io/zone": zone(number)},
-        },
-        "spec": {"podCIDR": cidrs.first(), "podCIDRs": cidrs},
-        "status": {
-            "addresses": [
-                {"type": "InternalIP", "address": own.v4},
-                {"type": "InternalIP", "address": own.v6},
-                {"type": "Hostname", "address": name},
-            ],
-            "conditions": [{"type": "Ready", "status": "True"}],
-        },
-    })
-}
-
-fn pod_object(key: &PodKey, pod: &PodRecord) -> Value {
-    let mut object = pod.object.clone();
-    if !object.is_object() {
-        object = json!({});
-    }
-    object["apiVersion"] = json!("v1");
-    object["kind"] = json!("Pod");
-    object["metadata"]["name"] = json!(key.name);
-    object["metadata"]["namespace"] = json!(key.namespace);
-    if pod.state == PodState::Terminating {
-        // Agents look whether it is there, not what it says: the same in every run.
-        object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
-    }
-    object["spec"]["nodeName"] = json!(topology::name(pod.node));
-    let ready = matches!(pod.state, PodState::Ready | PodState::Terminating);
-    let host = address::node(pod.node);
-    object["status"] = json!({
-        "phase": if pod.state == PodState::Starting { "Pending" } else { "Running" },
-        "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}],
-        "hostIP": host.v4,
-        "hostIPs": [{"ip": host.v4}, {"ip": host.v6}],
-        "podIP": pod.addresses.v4,
-        "podIPs": [{"ip": pod.addresses.v4}, {"ip": pod.addresses.v6}],
-    });
-    object
-}
-
-/// `kind.namespace.name.yaml`, short enough for a file system; long or odd names are told apart by a hash.
-#[must_use]
-pub fn file_name(key: &ObjectKey) -> String {
-    let full = format!("{}.{}.{}", key.kind.to_ascii_lowercase(), key.namespace, key.name).replace("..", ".");
-    let cleaned = clean(&full);
-    if cleaned == full { format!("{full}.yaml") } else { format!("{cleaned}.{:08x}.yaml", short_hash(&full)) }
-}
-
-fn clean(text: &str) -> String {
-    text.chars().take(200).map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '-') { c } else { '_' }).collect()
-}
-
 /// Five characters of Kubernetes' alphabet for generated names.
 fn suffix(hash: u32) -> String {
     const ALPHABET: &[u8; 27] = b"bcdfghjklmnpqrstvwxz2456789";
     let mut rest = hash;
     (0..5)
         .map(|_| {
-            let letter = ALPHABET.iter().nth((rest % 27) as usize).copied().unwrap_or(b'x');
+            let letter = ALPHABET.get((rest % 27) as usize).copied().unwrap_or(b'x');
             rest /= 27;
             char::from(letter)
         })

@@ -1,6 +1,7 @@
 //! The control plane by itself: objects in, plans and files out.
 
 use super::*;
+use crate::render::file_name;
 
 fn put(cluster: &mut Cluster, yaml: &str) -> Vec<String> {
     let mut manifests = Manifests::default();
@@ -74,7 +75,10 @@ fn a_dead_pod_is_replaced_by_one_with_another_address() {
 #[test]
 fn a_stateful_pod_comes_back_under_its_name() {
     let mut cluster = Cluster::new(1);
-    put(&mut cluster, "kind: StatefulSet\nmetadata: {name: db}\nspec: {replicas: 1, template: {metadata: {labels: {a: b}}}}\n");
+    put(
+        &mut cluster,
+        "kind: StatefulSet\nmetadata: {name: db}\nspec: {replicas: 1, template: {metadata: {labels: {a: b}}}}\n",
+    );
     let first = cluster.plan().unwrap().start;
     assert_eq!(first, [PodKey::parse("db-0")]);
     cluster.set_state(&first[0], PodState::Dead);
@@ -103,14 +107,22 @@ fn files_read_back_as_the_objects() {
         assert_eq!(file_name(&key), *name);
         *kinds.entry(key.kind).or_default() += 1;
     }
-    let expected =
-        [("Deployment", 1), ("EndpointSlice", 2), ("Namespace", 1), ("Node", 1), ("Pod", 2), ("Service", 1), ("ServiceCIDR", 1)];
+    let expected = [
+        ("Deployment", 1),
+        ("EndpointSlice", 2),
+        ("Namespace", 1),
+        ("Node", 1),
+        ("Pod", 2),
+        ("Service", 1),
+        ("ServiceCIDR", 1),
+    ];
     assert_eq!(kinds, expected.map(|(kind, count)| (kind.to_owned(), count)).into());
     let slice: Value = serde_norway::from_str(&files["endpointslice.default.web-ipv4-0.yaml"]).unwrap();
     let endpoints = slice["endpoints"].as_array().unwrap();
     assert_eq!(endpoints.len(), 2);
     assert!(endpoints.iter().all(|e| e["conditions"]["ready"] == json!(true) && e["nodeName"] == json!("node1")));
-    let pod: Value = serde_norway::from_str(files.iter().find(|(name, _)| name.starts_with("pod.")).unwrap().1).unwrap();
+    let pod: Value =
+        serde_norway::from_str(files.iter().find(|(name, _)| name.starts_with("pod.")).unwrap().1).unwrap();
     assert_eq!(pod["status"]["podIPs"].as_array().unwrap().len(), 2);
     assert_eq!(pod["metadata"]["labels"]["app"], "web");
 }
@@ -118,7 +130,8 @@ fn files_read_back_as_the_objects() {
 #[test]
 fn what_is_not_understood_is_passed_on() {
     let mut cluster = Cluster::new(1);
-    let notes = put(&mut cluster, "kind: Service\nmetadata: {name: s}\nspec: {ports: many}\n---\nname: nobody\n---\nkind: [\n");
+    let notes =
+        put(&mut cluster, "kind: Service\nmetadata: {name: s}\nspec: {ports: many}\n---\nname: nobody\n---\nkind: [\n");
     assert_eq!(notes.len(), 3, "{notes:?}");
     let files = cluster.render();
     assert!(files["service.default.s.yaml"].contains("ports: many"));

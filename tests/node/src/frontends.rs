@@ -78,7 +78,8 @@ pub fn frontends(cluster: &Cluster) -> Frontends {
             .iter()
             .zip(&namespaces)
             .filter(|(slice, namespace)| {
-                **namespace == key.namespace && slice.metadata.labels.get("kubernetes.io/service-name") == Some(&key.name)
+                **namespace == key.namespace
+                    && slice.metadata.labels.get("kubernetes.io/service-name") == Some(&key.name)
             })
             .map(|(slice, _)| slice)
             .collect();
@@ -175,7 +176,10 @@ mod tests {
         assert_eq!(found.left_to_dns, ["default/ext", "default/none"]);
         assert_eq!(
             found.not_tried,
-            ["default/strange: its endpoint 192.0.2.1:80 is no pod of this run", "default/web: pods here cannot serve port 9/SCTP"]
+            [
+                "default/strange: its endpoint 192.0.2.1:80 is no pod of this run",
+                "default/web: pods here cannot serve port 9/SCTP"
+            ]
         );
 
         // The last ones to serve are used while they go.

@@ -62,7 +62,9 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let result = match role.as_ref().and_then(|role| role.to_str()) {
         Some("serve") => crate::server::serve(),
         Some("probe") => crate::probe::probe(),
-        _ => Err(anyhow::anyhow!("this program plays pods and probes for the test node; it is started by `cargo xtask run`")),
+        _ => Err(anyhow::anyhow!(
+            "this program plays pods and probes for the test node; it is started by `cargo xtask run`"
+        )),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

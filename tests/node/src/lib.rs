@@ -25,6 +25,7 @@ pub mod pod;
 pub mod probe;
 pub mod process;
 pub mod proof;
+pub mod render;
 pub mod server;
 pub mod services;
 pub mod slices;

@@ -10,8 +10,7 @@ use netlink_packet_core::{
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope,
-    RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -46,14 +45,7 @@ impl Links {
     ///
     /// # Errors
     /// When a name is taken.
-    pub fn add_veth(
-        &mut self,
-        name: &str,
-        mac: Option<Mac>,
-        mtu: u32,
-        peer: &str,
-        peer_net: &NetNs,
-    ) -> Result<()> {
+    pub fn add_veth(&mut self, name: &str, mac: Option<Mac>, mtu: u32, peer: &str, peer_net: &NetNs) -> Result<()> {
         use std::os::fd::AsFd;
         let mut far = LinkMessage::default();
         far.attributes = vec![
@@ -71,7 +63,8 @@ impl Links {
             ]),
         ];
         near.attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
-        self.create(RouteNetlinkMessage::NewLink(near)).with_context(|| format!("cannot make the veth pair {name}, {peer}"))
+        self.create(RouteNetlinkMessage::NewLink(near))
+            .with_context(|| format!("cannot make the veth pair {name}, {peer}"))
     }
 
     /// Makes a bridge; it is down. Its hardware address is fixed, or it would change with the bridge's ports.
@@ -154,14 +147,21 @@ impl Links {
     ///
     /// # Errors
     /// When the route is there already or the gateway cannot be reached over the device.
-    pub fn add_route(&mut self, destination: IpAddr, prefix_len: u8, gateway: Option<IpAddr>, device: &str) -> Result<()> {
+    pub fn add_route(
+        &mut self,
+        destination: IpAddr,
+        prefix_len: u8,
+        gateway: Option<IpAddr>,
+        device: &str,
+    ) -> Result<()> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(destination);
         message.header.destination_prefix_length = prefix_len;
         message.header.table = RouteHeader::RT_TABLE_MAIN;
         message.header.protocol = RouteProtocol::Static;
         message.header.kind = RouteType::Unicast;
-        message.header.scope = if gateway.is_none() && destination.is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
+        message.header.scope =
+            if gateway.is_none() && destination.is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
         if prefix_len > 0 {
             message.attributes.push(RouteAttribute::Destination(RouteAddress::from(destination)));
         }
@@ -190,7 +190,11 @@ impl Links {
         let link = self.get(name)?;
         link.attributes
             .iter()
-            .find_map(|attribute| if let LinkAttribute::Address(mac) = attribute { mac.as_slice().try_into().ok() } else { None })
+            .find_map(
+                |attribute| {
+                    if let LinkAttribute::Address(mac) = attribute { mac.as_slice().try_into().ok() } else { None }
+                },
+            )
             .ok_or_else(|| anyhow!("device {name} has no hardware address"))
     }
 
@@ -248,7 +252,12 @@ impl Links {
                         };
                     }
                     NetlinkPayload::InnerMessage(inner) if ours => answers.push(inner),
-                    _ => {}
+                    NetlinkPayload::Done(_)
+                    | NetlinkPayload::Error(_)
+                    | NetlinkPayload::Noop
+                    | NetlinkPayload::Overrun(_)
+                    | NetlinkPayload::InnerMessage(_)
+                    | _ => {}
                 }
                 rest = rest.get(length..).unwrap_or_default();
             }

@@ -35,7 +35,11 @@ impl Manifests {
                 Ok(Value::Null) => {}
                 Ok(value) => self.add(value),
                 Err(error) => {
-                    self.broken.push(Broken { origin: origin.to_owned(), text: text.to_owned(), error: error.to_string() });
+                    self.broken.push(Broken {
+                        origin: origin.to_owned(),
+                        text: text.to_owned(),
+                        error: error.to_string(),
+                    });
                     return;
                 }
             }

@@ -28,7 +28,9 @@ pub fn hosts(cluster: &Cluster, namespace: &str) -> String {
                 .pods()
                 .iter()
                 .filter(|(pod, record)| {
-                    pod.namespace == key.namespace && record.state == PodState::Ready && selects(&spec.selector, &record.labels)
+                    pod.namespace == key.namespace
+                        && record.state == PodState::Ready
+                        && selects(&spec.selector, &record.labels)
                 })
                 .collect();
             for family in spec.families() {
@@ -76,7 +78,10 @@ mod tests {
         }
         let here = hosts(&cluster, "default");
         assert!(here.contains("10.96.0.9 web.shop.svc.cluster.local web.shop.svc web.shop\n"), "{here}");
-        assert!(here.contains("10.244.1.2 db.default.svc.cluster.local db.default.svc db.default db db-0.db."), "{here}");
+        assert!(
+            here.contains("10.244.1.2 db.default.svc.cluster.local db.default.svc db.default db db-0.db."),
+            "{here}"
+        );
         assert!(here.contains("fd00:244:0:1::2 db."), "{here}");
         assert!(hosts(&cluster, "shop").contains("web.shop.svc web.shop web\n"));
     }

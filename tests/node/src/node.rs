@@ -1,5 +1,7 @@
 //! The test node as a whole: wires, pods, control plane and agents, behind a few verbs.
 
+mod builder;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,8 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail};
 
+pub use builder::Builder;
+
 use crate::agent::{self, Agent, AgentOptions};
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::Cgroup;
 use crate::cluster::{Cluster, PodKey, PodState};
 use crate::helper::Helper;
 use crate::manifests::Manifests;
@@ -19,19 +23,8 @@ use crate::probe;
 use crate::process::{Place, Stop};
 use crate::source::{Revision, SourceDir};
 use crate::state::{NodeEntry, PodEntry, RunFile, StateDir};
-use crate::topology::{self, Node, Outside, PodNetwork, Wires};
+use crate::topology::{self, Node, Outside, Wires};
 use crate::wire::{ProbePlan, ProbeResult, ProbeTarget};
-
-/// How a test node is to be. Made by [`TestNode::builder`].
-#[derive(Clone, Debug)]
-pub struct Builder {
-    wires: Wires,
-    nodes: u8,
-    bridge_netfilter: Option<bool>,
-    helper: Option<Helper>,
-    netlb: Option<PathBuf>,
-    stop: Stop,
-}
 
 /// Nodes, pods and what controls them. Everything is removed when it is dropped.
 pub struct TestNode {
@@ -68,116 +61,11 @@ pub enum Client {
     Outside,
 }
 
-impl Builder {
-    /// The style of the pod network; [`PodNetwork::Bridge`] if not said.
-    #[must_use]
-    pub fn pod_network(mut self, style: PodNetwork) -> Self {
-        self.wires.pod_network = style;
-        self
-    }
-
-    /// The number of nodes; 1 if not said.
-    #[must_use]
-    pub fn nodes(mut self, nodes: u8) -> Self {
-        self.nodes = nodes;
-        self
-    }
-
-    /// Whether netfilter sees bridged packets; if not said, it does with [`PodNetwork::Bridge`].
-    #[must_use]
-    pub fn bridge_netfilter(mut self, on: bool) -> Self {
-        self.bridge_netfilter = Some(on);
-        self
-    }
-
-    /// Whether pods and uplinks leave checksums to hardware; they do if not said.
-    #[must_use]
-    pub fn tx_checksum(mut self, on: bool) -> Self {
-        self.wires.tx_checksum = on;
-        self
-    }
-
-    /// Largest packet on pod devices and uplinks; 1500 bytes if not said.
-    #[must_use]
-    pub fn mtu(mut self, mtu: u32) -> Self {
-        self.wires.mtu = mtu;
-        self
-    }
-
-    /// The program that plays pods; `netlb-testnode` beside the running program if not said.
-    #[must_use]
-    pub fn helper(mut self, helper: Helper) -> Self {
-        self.helper = Some(helper);
-        self
-    }
-
-    /// The agent's program; `release/netlb` of the target folder that the running program is in, if not said.
-    #[must_use]
-    pub fn netlb(mut self, program: PathBuf) -> Self {
-        self.netlb = Some(program);
-        self
-    }
-
-    /// What ends all waiting early.
-    #[must_use]
-    pub fn stop(mut self, stop: Stop) -> Self {
-        self.stop = stop;
-        self
-    }
-
-    /// Makes the nodes.
-    ///
-    /// # Errors
-    /// Names what could not be made.
-    pub fn start(self) -> Result<TestNode> {
-        if self.nodes == 0 || self.nodes > crate::address::MAX_NODES {
-            bail!("there can be 1 to {} nodes, not {}", crate::address::MAX_NODES, self.nodes);
-        }
-        let helper = self.helper.map_or_else(Helper::find, Ok)?;
-        let netlb = self.netlb.map_or_else(find_netlb, Ok)?;
-        let mut wires = self.wires;
-        wires.bridge_netfilter = self.bridge_netfilter.unwrap_or(wires.pod_network == PodNetwork::Bridge);
-
-        let folder = StateDir::create()?;
-        let cgroup = Cgroup::create(cgroup::mount_point()?.join(format!("{}{}", cgroup::RUN_PREFIX, folder.id())))?;
-        let outside = Outside::new(&cgroup)?;
-        let mut nodes = Vec::new();
-        for number in 1..=self.nodes {
-            self.stop.check()?;
-            let node = Node::new(number, wires, &outside, &cgroup)
-                .with_context(|| format!("cannot make {}", topology::name(number)))?;
-            nodes.push(Arc::new(node));
-        }
-        topology::mesh(&nodes)?;
-        let source = SourceDir::create(folder.path().join("source"))?;
-        fs::create_dir(folder.path().join("hosts")).context("cannot make the folder for hosts files")?;
-        let state = State {
-            agents: BTreeMap::new(),
-            pods: BTreeMap::new(),
-            removed: Vec::new(),
-            cluster: Cluster::new(self.nodes),
-            source,
-            next_port: BTreeMap::new(),
-        };
-        let node =
-            TestNode { state: Mutex::new(state), nodes, outside, wires, helper, netlb, stop: self.stop, _cgroup: cgroup, folder };
-        node.publish(&mut node.lock())?;
-        Ok(node)
-    }
-}
-
 impl TestNode {
     /// A test node to be: one node, bridge network, checksums left to hardware.
     #[must_use]
     pub fn builder() -> Builder {
-        Builder {
-            wires: Wires { pod_network: PodNetwork::Bridge, bridge_netfilter: true, tx_checksum: true, mtu: 1500 },
-            nodes: 1,
-            bridge_netfilter: None,
-            helper: None,
-            netlb: None,
-            stop: Stop::default(),
-        }
+        Builder::default()
     }
 
     /// Applies manifests: see [`TestNode::put`].
@@ -513,7 +401,8 @@ impl TestNode {
 
     fn start_pod(&self, state: &mut State, key: &PodKey) -> Result<()> {
         let ports = state.cluster.wanted_ports(key);
-        let record = state.cluster.pods().get(key).with_context(|| format!("{key} was planned and is not there"))?.clone();
+        let record =
+            state.cluster.pods().get(key).with_context(|| format!("{key} was planned and is not there"))?.clone();
         let pod = Pod::start(key, &record, self.node(record.node)?, &self.helper, &ports)?;
         state.pods.insert(key.clone(), Arc::new(pod));
         state.cluster.set_state(key, PodState::Ready);
@@ -573,13 +462,4 @@ impl TestNode {
 
 fn keys_in(cluster: &Cluster, wanted: PodState) -> Vec<PodKey> {
     cluster.pods().iter().filter(|(_, pod)| pod.state == wanted).map(|(key, _)| key.clone()).collect()
-}
-
-/// `release/netlb` of the target folder that the running program is in: programs are in `debug` or `release`, tests in
-/// `deps` below.
-fn find_netlb() -> Result<PathBuf> {
-    let own = std::env::current_exe().context("cannot find the running program")?;
-    let depth = if own.parent().is_some_and(|folder| folder.ends_with("deps")) { 3 } else { 2 };
-    let target = own.ancestors().nth(depth);
-    target.map(|target| target.join("release/netlb")).with_context(|| format!("{} is in no target folder", own.display()))
 }

@@ -39,10 +39,18 @@ impl ObjectKey {
     pub fn of(object: &Value) -> Result<Self, String> {
         let text = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).filter(|text| !text.is_empty());
         let kind = text("/kind").ok_or("kind: missing or not a string; write `kind: Service`, for example")?;
-        let name = text("/metadata/name").ok_or_else(|| format!("{kind}: metadata.name: missing or not a string; give it a name"))?;
+        let name = text("/metadata/name")
+            .ok_or_else(|| format!("{kind}: metadata.name: missing or not a string; give it a name"))?;
         let cluster_wide = matches!(
             kind,
-            "Namespace" | "Node" | "ServiceCIDR" | "IPAddress" | "ClusterRole" | "ClusterRoleBinding" | "PriorityClass" | "CustomResourceDefinition"
+            "Namespace"
+                | "Node"
+                | "ServiceCIDR"
+                | "IPAddress"
+                | "ClusterRole"
+                | "ClusterRoleBinding"
+                | "PriorityClass"
+                | "CustomResourceDefinition"
         );
         let namespace = if cluster_wide { "" } else { text("/metadata/namespace").unwrap_or("default") };
         Ok(Self { kind: kind.to_owned(), namespace: namespace.to_owned(), name: name.to_owned() })
@@ -108,7 +116,10 @@ impl ServiceSpec {
     /// The families it has, in order.
     #[must_use]
     pub fn families(&self) -> Vec<Family> {
-        Family::BOTH.into_iter().filter(|family| self.ip_families.iter().any(|word| word == family.address_type())).collect()
+        Family::BOTH
+            .into_iter()
+            .filter(|family| self.ip_families.iter().any(|word| word == family.address_type()))
+            .collect()
     }
 }
 

@@ -138,7 +138,8 @@ fn connect(target: &ProbeTarget, port: &mut u16, deadline: Instant) -> Result<Ow
     for _ in PORTS {
         let source = SocketAddr::new(any, *port);
         *port = if PORTS.contains(&(*port + 1)) { *port + 1 } else { PORTS.start };
-        let socket = socket::socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None).context("socket")?;
+        let socket =
+            socket::socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None).context("socket")?;
         // Without this a datagram that cannot be delivered is lost in silence, and the request waits for nothing.
         if target.address.is_ipv4() {
             setsockopt(&socket, sockopt::Ipv4RecvErr, &true).context("setsockopt")?;

@@ -112,7 +112,12 @@ impl Place {
         let group = match self.cgroup() {
             Some(group) => {
                 let path = group.path().join("cgroup.procs");
-                Some(File::options().write(true).open(&path).with_context(|| format!("cannot open {}", path.display()))?)
+                Some(
+                    File::options()
+                        .write(true)
+                        .open(&path)
+                        .with_context(|| format!("cannot open {}", path.display()))?,
+                )
             }
             None => None,
         };

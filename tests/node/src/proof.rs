@@ -125,27 +125,24 @@ pub fn prove(node: &TestNode, mut progress: impl FnMut(&str)) -> Result<Report> 
         report.failures.push("there is no Service to try; name manifests with a Service by --manifests".to_owned());
     }
 
-    let pods: BTreeMap<IpAddr, PodKey> =
-        cluster.pods().iter().flat_map(|(key, pod)| pod.addresses.both().map(|address| (address, key.clone()))).collect();
+    let pods: BTreeMap<IpAddr, PodKey> = cluster
+        .pods()
+        .iter()
+        .flat_map(|(key, pod)| pod.addresses.both().map(|address| (address, key.clone())))
+        .collect();
     let own_backend = |frontend: &Frontend| Some(Client::Pod(pods.get(&frontend.backends.first()?.ip())?.clone()));
-    let rounds: [(&'static str, Box<dyn Fn(&Frontend) -> Option<Client> + '_>); 3] = [
-        ("pod", Box::new(|_| Some(Client::Pod(client_pod())))),
-        ("node", Box::new(|_| Some(Client::Node(1)))),
-        ("backend", Box::new(own_backend)),
-    ];
-    for (name, choose) in rounds {
-        progress(match name {
-            "pod" => "from a pod",
-            "node" => "from the node",
-            _ => "from a pod that is itself a backend",
-        });
-        let round = ask(node, &all, name, choose, &mut report.failures)?;
-        report.clients.push(round);
-    }
+    progress("from a pod");
+    report.clients.push(ask(node, &all, "pod", |_| Some(Client::Pod(client_pod())), &mut report.failures)?);
+    progress("from the node");
+    report.clients.push(ask(node, &all, "node", |_| Some(Client::Node(1)), &mut report.failures)?);
+    progress("from a pod that is itself a backend");
+    report.clients.push(ask(node, &all, "backend", own_backend, &mut report.failures)?);
     for agent in node.agents() {
         if let Some(status) = agent.status()? {
             let list = |field: &str| status.get(field).and_then(|value| value.as_array()).cloned().unwrap_or_default();
-            report.not_enforced.extend(list("not_enforced").iter().map(|name| name.as_str().unwrap_or_default().to_owned()));
+            report
+                .not_enforced
+                .extend(list("not_enforced").iter().map(|name| name.as_str().unwrap_or_default().to_owned()));
             report.problems.extend(list("problems"));
         }
     }
@@ -275,10 +272,7 @@ fn row(client: &Client, frontend: &Frontend, result: &ProbeResult, flows: Option
 fn counted(flows: &Flows, frontend: &Frontend, address: SocketAddr) -> i64 {
     let named = format!("{}:{}", frontend.service, frontend.port_name);
     let words = if frontend.port_name.is_empty() { vec![frontend.service.clone(), named] } else { vec![named] };
-    words
-        .into_iter()
-        .filter_map(|service| flows.get(&(service, address, frontend.transport.word().to_owned())))
-        .sum()
+    words.into_iter().filter_map(|service| flows.get(&(service, address, frontend.transport.word().to_owned()))).sum()
 }
 
 /// Everything that is wrong with a frontend's answers.
@@ -286,7 +280,11 @@ fn judge(frontend: &Frontend, row: &Row) -> Vec<String> {
     let mut wrong: Vec<String> = row.errors.iter().map(|(what, times)| format!("{times} × {what}")).collect();
     if frontend.backends.is_empty() {
         if row.refused != row.sent {
-            wrong.push(format!("it has no endpoints, and {} of {} requests were not refused", row.sent - row.refused, row.sent));
+            wrong.push(format!(
+                "it has no endpoints, and {} of {} requests were not refused",
+                row.sent - row.refused,
+                row.sent
+            ));
         }
         return wrong;
     }
@@ -305,7 +303,10 @@ fn judge(frontend: &Frontend, row: &Row) -> Vec<String> {
         if let Some(flows) = backend.netlb_flows
             && flows != i64::from(backend.answered)
         {
-            wrong.push(format!("backend {} answered {} requests and netlb counted {flows}", backend.address, backend.answered));
+            wrong.push(format!(
+                "backend {} answered {} requests and netlb counted {flows}",
+                backend.address, backend.answered
+            ));
         }
     }
     let answering = row.backends.iter().filter(|backend| backend.answered > 0).count();
@@ -338,12 +339,8 @@ mod tests {
 
     fn judged(frontend: &Frontend, answers: &[(&str, u32)], refused: u32, flows: &[(&str, i64)]) -> Vec<String> {
         let answered: BTreeMap<SocketAddr, u32> = answers.iter().map(|(text, n)| (text.parse().unwrap(), *n)).collect();
-        let result = ProbeResult {
-            sent: answered.values().sum::<u32>() + refused,
-            refused,
-            answered,
-            ..ProbeResult::default()
-        };
+        let result =
+            ProbeResult { sent: answered.values().sum::<u32>() + refused, refused, answered, ..ProbeResult::default() };
         let flows: Flows = flows
             .iter()
             .map(|(text, n)| (("default/web:http".to_owned(), text.parse().unwrap(), "TCP".to_owned()), *n))

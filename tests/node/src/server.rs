@@ -162,7 +162,8 @@ fn respond(shared: &Shared, mut out: &TcpStream, path: &str, client: SocketAddr,
     };
     // One write, so that small answers are one segment.
     out.write_all(
-        format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{body}", body.len()).as_bytes(),
+        format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+            .as_bytes(),
     )
 }
 

@@ -41,7 +41,8 @@ impl Allocator {
     }
 
     fn address(&mut self, family: Family) -> Option<IpAddr> {
-        let address = (FIRST..u16::MAX).map(|host| service_address(family, host)).find(|a| !self.addresses.contains(a))?;
+        let address =
+            (FIRST..u16::MAX).map(|host| service_address(family, host)).find(|a| !self.addresses.contains(a))?;
         self.addresses.insert(address);
         Some(address)
     }
@@ -152,8 +153,13 @@ fn complete_ports(
         fields.entry("protocol").or_insert_with(|| json!("TCP"));
         fields.entry("targetPort").or_insert_with(|| json!(view.port));
         if node_ports && view.node_port.is_none() {
-            let kept = before.ports.iter().find(|old| old.name == view.name && old.port == view.port).and_then(|old| old.node_port);
-            let number = kept.or_else(|| allocator.node_port()).ok_or("spec.ports: no node port is left; delete Services")?;
+            let kept = before
+                .ports
+                .iter()
+                .find(|old| old.name == view.name && old.port == view.port)
+                .and_then(|old| old.node_port);
+            let number =
+                kept.or_else(|| allocator.node_port()).ok_or("spec.ports: no node port is left; delete Services")?;
             fields.insert("nodePort".to_owned(), json!(number));
         }
     }
@@ -165,9 +171,10 @@ impl ServiceSpec {
         self.ip_families
             .iter()
             .map(|word| {
-                Family::BOTH.into_iter().find(|family| family.address_type() == word).ok_or_else(|| {
-                    format!("spec.ipFamilies: {word:?} is not a family; write IPv4 or IPv6")
-                })
+                Family::BOTH
+                    .into_iter()
+                    .find(|family| family.address_type() == word)
+                    .ok_or_else(|| format!("spec.ipFamilies: {word:?} is not a family; write IPv4 or IPv6"))
             })
             .collect()
     }
@@ -213,7 +220,8 @@ mod tests {
     #[test]
     fn nobody_gets_an_address_twice() {
         let mut allocator = Allocator::default();
-        let mut first = json!({"metadata": {"name": "a"}, "spec": {"clusterIP": "10.96.1.0", "ipFamilyPolicy": "SingleStack"}});
+        let mut first =
+            json!({"metadata": {"name": "a"}, "spec": {"clusterIP": "10.96.1.0", "ipFamilyPolicy": "SingleStack"}});
         let mut second = json!({"metadata": {"name": "b"}, "spec": {"ipFamilyPolicy": "SingleStack"}});
         complete(&mut first, None, &mut allocator).unwrap();
         complete(&mut second, None, &mut allocator).unwrap();

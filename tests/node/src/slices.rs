@@ -132,7 +132,12 @@ mod tests {
         ContainerPort { name: name.to_owned(), container_port: number, protocol: None }
     }
 
-    fn pod<'a>(name: &'a str, host: u8, labels: &'a BTreeMap<String, String>, ports: &'a [ContainerPort]) -> Candidate<'a> {
+    fn pod<'a>(
+        name: &'a str,
+        host: u8,
+        labels: &'a BTreeMap<String, String>,
+        ports: &'a [ContainerPort],
+    ) -> Candidate<'a> {
         Candidate {
             name,
             labels,
@@ -157,7 +162,13 @@ mod tests {
         let out = slices("shop", "a", &spec(json!([{"name": "web", "port": 80, "targetPort": "http"}])), &pods);
         let seen: Vec<_> = out
             .iter()
-            .map(|s| (s["metadata"]["name"].as_str().unwrap(), s["ports"][0]["port"].clone(), s["endpoints"][0]["addresses"][0].clone()))
+            .map(|s| {
+                (
+                    s["metadata"]["name"].as_str().unwrap(),
+                    s["ports"][0]["port"].clone(),
+                    s["endpoints"][0]["addresses"][0].clone(),
+                )
+            })
             .collect();
         assert_eq!(
             seen,
@@ -184,7 +195,9 @@ mod tests {
         let app = labels("a");
         let ports = [named("http", 8080)];
         let pods = [pod("x", 2, &app, &ports)];
-        let spec = spec(json!([{"name": "web", "port": 80, "targetPort": "http"}, {"name": "m", "port": 90, "targetPort": "metrics"}]));
+        let spec = spec(
+            json!([{"name": "web", "port": 80, "targetPort": "http"}, {"name": "m", "port": 90, "targetPort": "metrics"}]),
+        );
         let out = slices("shop", "a", &spec, &pods);
         assert_eq!(out[0]["ports"], json!([{"name": "web", "port": 8080, "protocol": "TCP"}]));
     }
@@ -205,7 +218,8 @@ mod tests {
         let pods: Vec<_> = (2..152).zip(&names).map(|(host, name)| pod(name, host, &app, &[])).collect();
         let mut one = spec(json!([{"port": 80}]));
         one.ip_families = vec!["IPv4".to_owned()];
-        let sizes: Vec<_> = slices("s", "a", &one, &pods).iter().map(|s| s["endpoints"].as_array().unwrap().len()).collect();
+        let sizes: Vec<_> =
+            slices("s", "a", &one, &pods).iter().map(|s| s["endpoints"].as_array().unwrap().len()).collect();
         assert_eq!(sizes, [100, 50]);
     }
 }

@@ -25,7 +25,13 @@ fn helper() -> Helper {
 }
 
 fn start(style: PodNetwork, nodes: u8, tx_checksum: bool) -> TestNode {
-    TestNode::builder().pod_network(style).nodes(nodes).tx_checksum(tx_checksum).helper(helper()).start().unwrap()
+    TestNode::builder()
+        .pod_network(style)
+        .nodes(nodes)
+        .tx_checksum(tx_checksum)
+        .helper(helper())
+        .start()
+        .expect("a test node: are you root?")
 }
 
 fn target(id: usize, address: SocketAddr, transport: Transport) -> ProbeTarget {
@@ -55,7 +61,7 @@ fn all_reach_all(node: &TestNode) {
     let mut clients: Vec<Client> = node.pods().iter().map(|pod| Client::Pod(pod.key().clone())).collect();
     clients.extend(node.nodes().iter().map(|node| Client::Node(node.number)));
     for client in clients {
-        let results = node.probe(&client, targets.clone()).unwrap();
+        let results = node.probe(&client, targets.clone()).expect("a probe");
         assert_eq!(results.len(), targets.len());
         for (result, target) in results.iter().zip(&targets) {
             assert_eq!(result.answered.get(&target.address), Some(&4), "{client:?} to {target:?}: {result:?}");
@@ -111,7 +117,10 @@ fn service_addresses_are_nobodys_without_an_agent() {
     node.apply(PODS).unwrap();
     for text in ["10.96.0.1:80", "[fd00:10:96::1]:80"] {
         let results = node
-            .probe(&Client::Pod(netlb_testnode::PodKey::parse("a")), vec![target(0, text.parse().unwrap(), Transport::Tcp)])
+            .probe(
+                &Client::Pod(netlb_testnode::PodKey::parse("a")),
+                vec![target(0, text.parse().unwrap(), Transport::Tcp)],
+            )
             .unwrap();
         assert!(results[0].answered.is_empty(), "{results:?}");
         assert_eq!(results[0].refused, 0, "{results:?}");
@@ -128,7 +137,8 @@ fn a_removed_pod_runs_as_long_as_it_is_held() {
     assert!(node.pods().is_empty());
     assert!(pod.is_alive().unwrap());
     assert_eq!(pod.counts().unwrap().datagrams, 0);
-    let answered = node.probe(&Client::Node(1), vec![target(0, SocketAddr::new(pod.addresses().v4.into(), 53), Transport::Udp)]);
+    let answered =
+        node.probe(&Client::Node(1), vec![target(0, SocketAddr::new(pod.addresses().v4.into(), 53), Transport::Udp)]);
     assert_eq!(answered.unwrap()[0].answered.values().sum::<u32>(), 4);
     assert_eq!(pod.counts().unwrap().datagrams, 4);
     assert!(node.scale("s", 1).unwrap() > revision);
