@@ -10,6 +10,7 @@
 //! - [`rig`]: a test node with a running agent.
 //! - [`sockets`], [`bulk`]: clients inside pods; [`puppet`]: clients that are processes, for socket hooks.
 //! - [`capture`]: frames as they arrive, checksums recomputed.
+//! - [`kernel_objects`]: programs, links and maps as the kernel lists them.
 //! - [`traffic`]: the table of cases.
 
 pub mod bulk;
@@ -18,6 +19,7 @@ pub mod case;
 pub mod cases;
 pub mod harness;
 pub mod host;
+pub mod kernel_objects;
 pub mod need;
 pub mod packet;
 pub mod puppet;

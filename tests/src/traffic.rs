@@ -28,6 +28,8 @@ const fn case(name: &'static str, run: fn(&Rig) -> Result<()>) -> Case {
     Case { name, run, on: |_| true }
 }
 
+pub use flows::bulk as large_frames;
+
 /// All cases, in the order in which they are tried.
 pub const CASES: &[Case] = &[
     case("every port of every Service answers a pod from every backend, over both families", services::from_a_pod),
@@ -42,7 +44,10 @@ pub const CASES: &[Case] = &[
     case("a ping to a VIP is answered by port unreachable", refusals::ping),
     case("session affinity keeps a client's requests on one backend", flows::affinity),
     // A matter of maps and clock, not of roads; and it waits for seconds.
-    Case { on: |style| *style == Style::ALL[0], ..case("session affinity ends with its timeout", flows::affinity_ends) },
+    Case {
+        on: |style| *style == Style::ALL[0],
+        ..case("session affinity ends with its timeout", flows::affinity_ends)
+    },
     case("20 MB in each direction arrive as they were sent", flows::bulk),
     case("two VIPs with one backend and one client tuple work at once", flows::two_vips),
     case("the ports of a connection that is over can be used again at once", flows::port_reuse),

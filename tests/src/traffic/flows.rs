@@ -68,7 +68,11 @@ pub(super) fn affinity_ends(rig: &Rig) -> Result<()> {
     anyhow::bail!("the client kept {first} long after its session was over")
 }
 
-pub(super) fn bulk(rig: &Rig) -> Result<()> {
+/// 20 MB in each direction and family, a pod to itself, and several transfers at once.
+///
+/// # Errors
+/// When a transfer broke or a byte was wrong.
+pub fn bulk(rig: &Rig) -> Result<()> {
     rig.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: bulk}\nspec: {containers: [{name: bulk}]}\n")?;
     let pod = rig.pod("bulk")?;
     let _server = bulk::Server::start(pod.net(), 7000)?;
