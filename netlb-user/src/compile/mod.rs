@@ -12,3 +12,6 @@ pub mod service;
 pub use cidrs::compile_cidrs;
 pub use desired::Compiled;
 pub use service::{BackendState, BackendTable, PortTables, ServicePortKey, ServiceTables, compile_service};
+
+#[cfg(test)]
+mod tests;

@@ -23,3 +23,6 @@ pub use problem::Problem;
 pub use service::{ServicePort, ServiceSpec, ServiceType, TrafficPolicy};
 pub use types::{Cidr, Family, Meta, Protocol};
 pub use world::{Dirty, World};
+
+#[cfg(test)]
+pub(crate) mod arbitrary;

@@ -27,6 +27,11 @@ pub use names::{Names, PortLabel};
 pub use op::MapOp;
 pub use order::{Plan, Step};
 
+#[cfg(test)]
+mod properties;
+#[cfg(test)]
+mod rig;
+
 use std::time::Duration;
 
 /// How long a block that no frontend points at keeps its content: far longer than any program run that may still read it.

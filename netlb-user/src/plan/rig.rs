@@ -1,0 +1,195 @@
+//! What the tests of planning share: a store that watches every write, and views of what a client would meet.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use netlb_common::backend::state;
+use netlb_common::frontend::{FrontendKey, FrontendValue};
+
+use super::blocks::order_of;
+use super::{Controller, GRACE, MapOp, NodeConfig};
+use crate::model::{Change, PodDevice};
+use crate::store::{Capacity, MapStore, MemoryStore, StoreError, Tables};
+
+pub(super) const NODE: NodeConfig = NodeConfig { netns_cookie: 7, hz: 250, flags: 1, seed: 42 };
+
+/// What stands behind each port entry: backends in slot order as `address:port`, and affinity.
+pub(super) type View = BTreeMap<FrontendKey, (Vec<String>, u32)>;
+
+pub(super) fn view(tables: &Tables) -> View {
+    let backend = |id: u32| match tables.backends.get(&id) {
+        Some(b) => format!("{}:{}", b.addr, b.port.get()),
+        None => "missing".to_owned(),
+    };
+    let ports = tables.frontends.iter().filter(|(key, _)| !key.is_address());
+    ports.map(|(key, f)| (*key, (tables.list(f).into_iter().map(backend).collect(), f.affinity_s))).collect()
+}
+
+/// Panics unless each port entry is as in one of two views, and what it points at may be pointed at.
+pub(super) fn check(tables: &Tables, old: &View, new: &View) {
+    let now = view(tables);
+    for key in now.keys().chain(old.keys()).chain(new.keys()) {
+        let found = now.get(key);
+        assert!(
+            found == old.get(key) || found == new.get(key),
+            "{key:?}: {found:?}\nold {:?}\nnew {:?}",
+            old.get(key),
+            new.get(key)
+        );
+    }
+    for (key, frontend) in tables.frontends.iter().filter(|(key, _)| !key.is_address()) {
+        assert!(tables.frontends.contains_key(&FrontendKey::address(key.addr)), "{key:?} without its address entry");
+        for id in tables.list(frontend) {
+            let b = tables.backends.get(&id).expect("a listed backend has a record");
+            assert_eq!(
+                (b.state, b.service, b.proto),
+                (state::ACTIVE, frontend.service, key.proto()),
+                "{key:?} lists {b:?}"
+            );
+        }
+    }
+}
+
+/// A memory store that panics at a write no running datapath could stand: into a block that may still be read, of an id that may still be
+/// named, of a record without a new generation. It can be told to fail.
+pub(super) struct Watched {
+    pub(super) inner: MemoryStore,
+    pub(super) now: Duration,
+    /// Fails this call, counted down; `None`: never.
+    pub(super) fail_in: Option<usize>,
+    /// Blocks by first slot: how many slots, and until when they may still be read.
+    readable: BTreeMap<u32, (u32, Duration)>,
+}
+
+impl Watched {
+    pub(super) fn new(tables: Tables, capacity: Capacity) -> Self {
+        let inner = MemoryStore { tables, capacity };
+        Watched { inner, now: Duration::ZERO, fail_in: None, readable: BTreeMap::new() }
+    }
+
+    fn leaves(&mut self, frontend: Option<&FrontendValue>) {
+        if let Some(old) = frontend.filter(|old| old.count > 0) {
+            self.readable.insert(old.slots, (1 << order_of(old.count), self.now + GRACE));
+        }
+    }
+
+    fn inspect(&mut self, op: &MapOp) {
+        let tables = self.inner.tables.clone();
+        match op {
+            MapOp::SetSlots { base, backends } => {
+                let fresh = *base..base + backends.len() as u32;
+                let seen = tables.frontends.values().filter(|f| f.count > 0).map(|f| f.slots..f.slots + f.count);
+                let late = self.readable.iter().filter(|(_, (_, until))| self.now < *until);
+                let late = late.map(|(base, (len, _))| *base..base + len);
+                for used in seen.chain(late) {
+                    assert!(fresh.end <= used.start || used.end <= fresh.start, "{op:?} writes into {used:?}");
+                }
+            }
+            MapOp::SetFrontend { key, value } => {
+                let old = tables.frontends.get(key);
+                if let Some(old) = old {
+                    assert!(value.generation > old.generation, "{op:?} over {old:?}");
+                }
+                self.leaves(old);
+            }
+            MapOp::DeleteFrontend { key } => self.leaves(tables.frontends.get(key)),
+            MapOp::SetBackend { id, value } => {
+                assert_ne!(*id, 0);
+                let listed: BTreeSet<u32> = tables.frontends.values().flat_map(|f| tables.list(f)).collect();
+                assert!(value.state == state::ACTIVE || !listed.contains(id), "{op:?} while it is listed");
+                let Some(old) = tables.backends.get(id) else { return };
+                let meaning = |b: &netlb_common::backend::BackendValue| (b.addr, b.port, b.proto, b.service);
+                match (old.state, value.state) {
+                    (state::FREE, _) => assert!(value.generation > old.generation, "{op:?} over {old:?}"),
+                    (state::REMOVED, state::FREE) => assert_eq!(value.generation, old.generation),
+                    (_, state::FREE) => panic!("{op:?} frees {old:?}"),
+                    (_, _) => assert_eq!((meaning(value), value.generation), (meaning(old), old.generation), "{op:?}"),
+                }
+            }
+            MapOp::SetEndpoint { id, value } => {
+                assert_ne!(*id, 0);
+                let Some(old) = tables.endpoints.get(id) else { return };
+                let same = (value.ifindex, value.eth) == (old.ifindex, old.eth);
+                assert!(same || value.generation > old.generation, "{op:?} over {old:?}");
+            }
+            MapOp::SetConfig(_)
+            | MapOp::SetEndpointByAddr { .. }
+            | MapOp::DeleteEndpointByAddr { .. }
+            | MapOp::SetEndpointByIfindex { .. }
+            | MapOp::DeleteEndpointByIfindex { .. }
+            | MapOp::ClearBackendFlows { .. } => {}
+        }
+    }
+}
+
+impl MapStore for Watched {
+    fn apply(&mut self, op: &MapOp) -> Result<(), StoreError> {
+        if let Some(left) = &mut self.fail_in {
+            if *left == 0 {
+                self.fail_in = None;
+                return Err(StoreError::Busy { map: "watched", cause: "asked to".to_owned() });
+            }
+            *left -= 1;
+        }
+        self.inspect(op);
+        self.inner.apply(op)
+    }
+
+    fn read(&self) -> Result<Tables, StoreError> {
+        self.inner.read()
+    }
+
+    fn capacity(&self) -> Capacity {
+        self.inner.capacity()
+    }
+}
+
+/// A controller and its store.
+pub(super) struct Rig {
+    pub(super) controller: Controller,
+    pub(super) store: Watched,
+    pub(super) now: Duration,
+}
+
+impl Rig {
+    pub(super) fn new(capacity: Capacity) -> Self {
+        Rig::restarted(Tables::default(), capacity)
+    }
+
+    /// An agent that begins with these maps.
+    pub(super) fn restarted(tables: Tables, capacity: Capacity) -> Self {
+        let mut controller = Controller::new(&tables, capacity);
+        controller.set_node(NODE);
+        Rig { controller, store: Watched::new(tables, capacity), now: Duration::ZERO }
+    }
+
+    /// Rounds until nothing is left to do.
+    pub(super) fn settle(&mut self, changes: Vec<Change>, devices: Option<&BTreeMap<u32, PodDevice>>) {
+        let (mut changes, mut devices) = (Some(changes), devices);
+        for _ in 0..8 {
+            self.store.now = self.now;
+            let plan = self.controller.update(changes.take().unwrap_or_default(), devices.take(), self.now);
+            if plan.is_empty() {
+                return;
+            }
+            let applied = self.controller.apply(&plan, &mut self.store);
+            assert_eq!(applied.failed, []);
+        }
+        panic!("the controller does not come to rest");
+    }
+
+    /// A sweep that finds no flows.
+    pub(super) fn sweep(&mut self) {
+        let removed = self.controller.begin_sweep();
+        self.controller.release(removed);
+        self.settle(Vec::new(), None);
+    }
+
+    pub(super) fn tables(&self) -> Tables {
+        self.store.inner.tables.clone()
+    }
+
+    pub(super) fn dump(&self) -> String {
+        crate::store::dump::dump(&self.store.inner.tables)
+    }
+}
