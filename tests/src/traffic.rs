@@ -29,6 +29,7 @@ const fn case(name: &'static str, run: fn(&Rig) -> Result<()>) -> Case {
 }
 
 pub use flows::bulk as large_frames;
+pub use services::service_by_hand;
 
 /// All cases, in the order in which they are tried.
 pub const CASES: &[Case] = &[

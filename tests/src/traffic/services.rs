@@ -107,7 +107,8 @@ pub(super) fn outside_endpoint(rig: &Rig) -> Result<()> {
 }
 
 /// A Service on port 80 without selector, and the EndpointSlices that its author wrote.
-pub(super) fn service_by_hand(name: &str, addresses: [IpAddr; 2], port: u16) -> String {
+#[must_use]
+pub fn service_by_hand(name: &str, addresses: [IpAddr; 2], port: u16) -> String {
     let mut yaml =
         format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: 80}}]}}\n");
     for address in addresses {
