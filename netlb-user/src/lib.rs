@@ -4,9 +4,16 @@
 //! (ordered writes) → [`store`] (maps). Everything up to the store is pure and synchronous: no clock, no I/O, time comes in as an argument.
 
 pub mod bpf;
+pub mod cli;
 pub mod compile;
+pub mod config;
+pub mod delivery;
+pub mod devices;
 pub mod k8s;
 pub mod model;
+pub mod netlink;
+pub mod observe;
 pub mod plan;
+pub mod reconcile;
 pub mod runtime;
 pub mod store;

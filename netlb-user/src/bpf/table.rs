@@ -112,19 +112,48 @@ impl<K: Pod, V: Pod> Table<K, V> {
         unsafe { sys::map_delete(self.fd.as_fd(), bytemuck::bytes_of(key)) }
     }
 
-    /// A walk over an ordinary map, one batch a step.
-    pub fn walk(&self) -> Walk<'_, K, V> {
-        Walk { table: self, cursor: Cursor::default(), room: BATCH, done: false }
+    /// The next elements of a walk, at most a few thousand; `None` when it is over. What changes meanwhile may be missed or seen twice.
+    ///
+    /// # Errors
+    /// The kernel's; the walk is then over.
+    pub fn next_batch(&self, at: &mut Position) -> io::Result<Option<Vec<(K, V)>>> {
+        while !at.done {
+            let mut keys = vec![0u8; size_of::<K>() * at.room];
+            let mut values = vec![0u8; self.stride() * at.room];
+            // SAFETY: the buffers are `room` keys and values long by the sizes that `open` compared; the contract's arrays have keys of four
+            // bytes, its other maps are hashes.
+            let step =
+                unsafe { sys::map_lookup_batch(self.fd.as_fd(), &mut at.cursor, &mut keys, &mut values, at.room) };
+            let count = match step {
+                Ok(Step::More(count)) => count,
+                Ok(Step::Last(count)) => {
+                    at.done = true;
+                    count
+                }
+                Ok(Step::TooSmall) => {
+                    at.room *= 2;
+                    continue;
+                }
+                Err(e) => {
+                    at.done = true;
+                    return Err(e);
+                }
+            };
+            let keys = keys.chunks_exact(size_of::<K>()).map(read);
+            let values = values.chunks_exact(self.stride()).map(|v| read(&v[..size_of::<V>()]));
+            return Ok(Some(keys.zip(values).take(count).collect()));
+        }
+        Ok(None)
     }
 
-    /// Every element, in the kernel's order. What changes meanwhile may be missed or seen twice.
+    /// Every element, in the kernel's order.
     ///
     /// # Errors
     /// The kernel's.
     pub fn entries(&self) -> io::Result<Vec<(K, V)>> {
-        let mut all = Vec::new();
-        for batch in self.walk() {
-            all.append(&mut batch?);
+        let (mut all, mut at) = (Vec::new(), Position::default());
+        while let Some(mut batch) = self.next_batch(&mut at)? {
+            all.append(&mut batch);
         }
         Ok(all)
     }
@@ -154,48 +183,17 @@ impl Table<u32, u64> {
     }
 }
 
-/// See [`Table::walk`].
-pub struct Walk<'t, K, V> {
-    table: &'t Table<K, V>,
+/// Where a walk stands, see [`Table::next_batch`].
+pub struct Position {
     cursor: Cursor,
+    /// Elements the buffers hold.
     room: usize,
     done: bool,
 }
 
-impl<K: Pod, V: Pod> Iterator for Walk<'_, K, V> {
-    type Item = io::Result<Vec<(K, V)>>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.done {
-            return None;
-        }
-        loop {
-            let mut keys = vec![0u8; size_of::<K>() * self.room];
-            let mut values = vec![0u8; self.table.stride() * self.room];
-            // SAFETY: the buffers are `room` keys and values long by the sizes that `open` compared; the contract's arrays have keys of four
-            // bytes, its other maps are hashes.
-            let step = unsafe {
-                sys::map_lookup_batch(self.table.fd.as_fd(), &mut self.cursor, &mut keys, &mut values, self.room)
-            };
-            let count = match step {
-                Ok(Step::More(count)) => count,
-                Ok(Step::Last(count)) => {
-                    self.done = true;
-                    count
-                }
-                Ok(Step::TooSmall) => {
-                    self.room *= 2;
-                    continue;
-                }
-                Err(e) => {
-                    self.done = true;
-                    return Some(Err(e));
-                }
-            };
-            let keys = keys.chunks_exact(size_of::<K>()).map(read);
-            let values = values.chunks_exact(self.table.stride()).map(|v| read(&v[..size_of::<V>()]));
-            return Some(Ok(keys.zip(values).take(count).collect()));
-        }
+impl Default for Position {
+    fn default() -> Self {
+        Position { cursor: Cursor::default(), room: BATCH, done: false }
     }
 }
 

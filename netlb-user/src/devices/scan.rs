@@ -8,7 +8,7 @@ use super::parse::{self, Link, Neighbour, Route};
 use super::select::{self, Wishes, is_pod_address};
 use super::{Devices, Found, How};
 use crate::model::PodDevice;
-use crate::netlink::{Netlink, Request};
+use crate::netlink::{Netlink, Request, retry};
 
 const RTM_GETLINK: u16 = 18;
 const RTM_GETADDR: u16 = 22;
@@ -21,9 +21,6 @@ const RT_TABLE_MAIN: u32 = 254;
 
 const FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
 
-/// A dump that changes keep disturbing is asked for this often, then the scan is given up until the next event.
-const ATTEMPTS: usize = 5;
-
 /// Looks at every link, address and route of the agent's namespace, and into the namespaces of pods.
 ///
 /// # Errors
@@ -34,7 +31,8 @@ pub fn scan(netlink: &mut Netlink, wishes: &Wishes) -> io::Result<Devices> {
     let mut routes = Vec::new();
     for family in FAMILIES {
         addresses.extend(dump(netlink, || Request::new(RTM_GETADDR, &address_header(family)), parse::address)?);
-        let request = || Request::new(RTM_GETROUTE, &route_header(family)).with(RTA_TABLE, &RT_TABLE_MAIN.to_ne_bytes());
+        let request =
+            || Request::new(RTM_GETROUTE, &route_header(family)).with(RTA_TABLE, &RT_TABLE_MAIN.to_ne_bytes());
         match dump(netlink, request, parse::route) {
             Ok(found) => routes.extend(found),
             // The kernel says so for a table without routes.
@@ -169,15 +167,11 @@ fn dump<T>(
     request: impl Fn() -> Request,
     parse: impl Fn(&[u8]) -> Option<T>,
 ) -> io::Result<Vec<T>> {
-    for attempt in 1.. {
+    retry(|| {
         let mut found = Vec::new();
-        match netlink.dump(request(), |_, payload| found.extend(parse(payload))) {
-            Ok(()) => return Ok(found),
-            Err(e) if e.raw_os_error() == Some(libc::EINTR) && attempt < ATTEMPTS => {}
-            Err(e) => return Err(e),
-        }
-    }
-    unreachable!("the loop above ends by returning")
+        netlink.dump(request(), |_, payload| found.extend(parse(payload)))?;
+        Ok(found)
+    })
 }
 
 fn link_header(ifindex: u32) -> [u8; 16] {

@@ -134,7 +134,9 @@ mod tests {
 
     #[test]
     fn link_local_addresses_are_no_pods() {
-        for (ip, want) in [("10.244.0.5", true), ("169.254.3.4", false), ("fd00::5", true), ("fe80::5", false), ("127.0.0.1", false)] {
+        for (ip, want) in
+            [("10.244.0.5", true), ("169.254.3.4", false), ("fd00::5", true), ("fe80::5", false), ("127.0.0.1", false)]
+        {
             assert_eq!(is_pod_address(ip.parse().expect("an address")), want, "{ip}");
         }
     }

@@ -194,7 +194,8 @@ mod tests {
 
     #[test]
     fn a_request_reads_back_as_a_message() {
-        let bytes = Request::new(18, &[1, 2, 3, 4, 5]).with(3, b"eth0\0").with(9, &7u32.to_ne_bytes()).dump().finish(42);
+        let bytes =
+            Request::new(18, &[1, 2, 3, 4, 5]).with(3, b"eth0\0").with(9, &7u32.to_ne_bytes()).dump().finish(42);
         assert_eq!(bytes.len() % 4, 0);
         let messages: Vec<_> = Messages::new(&bytes).map(|m| m.expect("whole")).collect();
         let [message] = messages.as_slice() else { panic!("one message") };

@@ -107,6 +107,23 @@ impl Netlink {
     }
 }
 
+/// A dump that changes keep disturbing is asked for this often.
+const ATTEMPTS: usize = 5;
+
+/// Asks again as long as changes disturb a dump, a few times.
+///
+/// # Errors
+/// The last error.
+pub fn retry<T>(mut ask: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    for _ in 1..ATTEMPTS {
+        match ask() {
+            Err(e) if e.raw_os_error() == Some(libc::EINTR) => {}
+            result => return result,
+        }
+    }
+    ask()
+}
+
 const PATIENCE_TIMEVAL: nix::sys::time::TimeVal = nix::sys::time::TimeVal::new(PATIENCE.as_secs() as i64, 0);
 
 /// A socket that hears of changes in the groups it joined.

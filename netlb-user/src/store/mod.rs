@@ -12,9 +12,11 @@ use crate::plan::MapOp;
 
 pub mod dump;
 pub mod faulty;
+pub mod kernel;
 pub mod memory;
 
 pub use faulty::FaultyStore;
+pub use kernel::KernelStore;
 pub use memory::MemoryStore;
 
 /// The maps of the contract that the agent writes. The datapath's own (conntrack, affinity, sockets, counters) are not here.

@@ -1,0 +1,135 @@
+//! `netlb status`: the agent's own word, and whether it is still there to say it.
+
+use std::fmt::Write as _;
+use std::io;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use serde::Serialize;
+
+use super::Paths;
+use super::output::{Format, print, print_json};
+use super::table::TextTable;
+use crate::observe::status::{self, Status};
+
+#[derive(Args, Debug)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    paths: Paths,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+/// The status, and what only the reader can know.
+#[derive(Serialize)]
+struct Shown {
+    /// The agent that wrote it still runs.
+    alive: bool,
+    #[serde(flatten)]
+    status: Status,
+}
+
+/// Exit code 0 if the agent lives and is ready, else 1.
+pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    let run_dir = &args.paths.run_dir;
+    let status = match status::read(run_dir) {
+        Ok(status) => status,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            bail!(
+                "no agent has written a status in {}; start `netlb agent`, or name its folder with --run-dir",
+                run_dir.display()
+            )
+        }
+        Err(e) => return Err(e).with_context(|| format!("{}", status::path(run_dir).display())),
+    };
+    let shown = Shown { alive: status::is_alive(status.pid), status };
+    match args.output {
+        Format::Json => print_json(&shown)?,
+        Format::Table => print(&text(&shown))?,
+    }
+    Ok(if shown.alive && shown.status.ready.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn text(shown: &Shown) -> String {
+    let s = &shown.status;
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "{name:<11}{value}");
+    };
+    let agent = match (shown.alive, s.ready.ready) {
+        (true, true) => "ready".to_owned(),
+        (true, false) => format!("NOT READY: {}", s.ready.reason),
+        (false, _) => {
+            "DEAD: what it attached goes on, and nothing follows the cluster; start `netlb agent` again".to_owned()
+        }
+    };
+    line("agent", &agent);
+    line("version", &format!("netlb {}, maps version {}, kernel {}, pid {}", s.version, s.abi, s.kernel, s.pid));
+    line("node", &s.node);
+    line("source", &format!("revision {}", s.revision.as_deref().unwrap_or("(none)")));
+    line("services", &format!("{} Services, {} backends", s.services, s.backends));
+    if let Some(d) = &s.delivery {
+        line("delivery", &format!("{} road (--delivery {}): {}", d.road.name(), d.mode.name(), d.why));
+    }
+    let c = &s.conntrack;
+    let new = format!("{} of {} without an answer yet", c.new_entries, c.new_capacity);
+    line("conntrack", &format!("{} of {} entries, {new}", c.entries, c.capacity));
+    section(&mut text, "Notes", s.notes.iter().map(String::as_str));
+    section(&mut text, "Not enforced yet", s.not_enforced.iter().map(String::as_str));
+    let problems: Vec<String> = s.problems.iter().map(ToString::to_string).collect();
+    section(&mut text, "Problems", problems.iter().map(String::as_str));
+    if !s.devices.is_empty() {
+        let mut table = TextTable::new(&["DEVICE", "ATTACHED", "ADDRESSES", "KNOWN BY"]);
+        for d in &s.devices {
+            let addrs: Vec<String> = d.addrs.iter().map(ToString::to_string).collect();
+            let attached = if d.attached { "yes" } else { "no" };
+            table.row([d.name.clone(), attached.to_owned(), addrs.join(" "), d.how.clone()]);
+        }
+        let _ = write!(text, "\n{}", table.render());
+    }
+    text
+}
+
+fn section<'a>(text: &mut String, title: &str, lines: impl ExactSizeIterator<Item = &'a str>) {
+    if lines.len() > 0 {
+        let _ = writeln!(text, "\n{title} ({})", lines.len());
+        for line in lines {
+            let _ = writeln!(text, "  {line}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_a_person_must_know_is_said() {
+        let mut shown = Shown { alive: true, status: status::tests::sample() };
+        let want = "\
+agent      ready
+version    netlb 0.1.0, maps version 1, kernel 6.18.0, pid 4242
+node       node1
+source     revision 42
+services   5 Services, 12 backends
+delivery   redirect road (--delivery auto): nothing has a say
+conntrack  8 of 10 entries, 1 of 4 without an answer yet
+
+Not enforced yet (1)
+  NetworkPolicy shop/deny
+
+Problems (1)
+  bad.yaml: Service default/bad spec.ports[0].port: 70000 is no port; use 1 to 65535
+
+DEVICE  ATTACHED  ADDRESSES   KNOWN BY
+veth1   yes       10.244.1.5  namespace
+";
+        assert_eq!(text(&shown), want);
+        shown.alive = false;
+        assert!(text(&shown).starts_with("agent      DEAD"));
+        let json = serde_json::to_value(&shown).expect("JSON");
+        assert_eq!((&json["alive"], &json["revision"]), (&false.into(), &"42".into()));
+    }
+}

@@ -1,0 +1,268 @@
+//! What the agent was asked to do: flags and a file of the same names, put together and checked once.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use netlb_common::maps::capacity;
+use serde::{Deserialize, Serialize};
+
+use crate::delivery::Mode;
+use crate::runtime::mounts;
+
+/// Where pins are if nobody says otherwise.
+pub const PIN_PATH: &str = "/sys/fs/bpf/netlb";
+/// Where status, names and lock are if nobody says otherwise.
+pub const RUN_DIR: &str = "/run/netlb";
+
+/// Largest map netlb makes: ids have room in 32 bits, memory has not.
+const MOST_ENTRIES: u32 = 1 << 24;
+
+/// Every setting there is, each by flag or in the file of `--config`; a flag wins over the file.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Settings {
+    /// Folder of Kubernetes objects (YAML or JSON) that say what there is
+    #[arg(long, value_name = "DIR")]
+    pub source: Option<PathBuf>,
+
+    /// This node's name in the cluster [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+
+    /// Folder on a bpf file system for maps and links, which outlive the agent [default: /sys/fs/bpf/netlb]
+    #[arg(long, value_name = "DIR")]
+    pub pin_path: Option<PathBuf>,
+
+    /// Folder for status.json and names.json [default: /run/netlb]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+
+    /// Cgroup (version 2) whose sockets are translated at connect() [default: the cgroup2 mount]
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
+
+    /// Names of uplinks, with *, separated by commas: never taken for pods' devices [default: found]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub devices: Option<Vec<String>>,
+
+    /// Names of pods' devices, with *, separated by commas [default: every veth to another namespace that is no uplink]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub pod_interfaces: Option<Vec<String>>,
+
+    /// Accelerators on top of the complete per-packet path
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub accel: Option<Accel>,
+
+    /// How packets reach pods of this node [default: auto]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub delivery: Option<Mode>,
+
+    /// Load and fill the maps, attach no program
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub detached: Option<bool>,
+
+    /// error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+
+    /// Frontends that fit: a Service takes one a family, and one a port and family [default: 65536]
+    #[arg(long, value_name = "N")]
+    pub max_services: Option<u32>,
+
+    /// Backends that fit, counted once a Service port [default: 131072]
+    #[arg(long, value_name = "N")]
+    pub max_backends: Option<u32>,
+
+    /// Conntrack entries of answered flows that fit; a flow takes two [default: 262144]
+    #[arg(long, value_name = "N")]
+    pub max_conntrack: Option<u32>,
+}
+
+/// `--accel`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Accel {
+    /// None
+    #[default]
+    None,
+    /// Socket hooks act on pods' sockets too
+    Socket,
+    /// Not built yet
+    Xdp,
+    /// Not built yet
+    All,
+}
+
+/// The settings, complete and checked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Config {
+    pub source: PathBuf,
+    pub node_name: String,
+    pub pin_path: PathBuf,
+    pub run_dir: PathBuf,
+    pub cgroup: PathBuf,
+    pub devices: Vec<String>,
+    pub pod_interfaces: Vec<String>,
+    /// Socket hooks act on pods' sockets too.
+    pub socket_accel: bool,
+    pub delivery: Mode,
+    pub detached: bool,
+    pub max_services: u32,
+    pub max_backends: u32,
+    pub max_conntrack: u32,
+}
+
+/// A setting that cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("--config {path}: {reason}; fields are named like flags, e.g. `max-services: 1000`")]
+    File { path: String, reason: String },
+    #[error("no source: name the folder of Kubernetes objects with --source DIR, or `source:` in the file of --config")]
+    NoSource,
+    #[error("no node name: name the node with --node-name NAME")]
+    NoNodeName,
+    #[error("--source {path} is not a folder; make it, or name another")]
+    SourceIsNoFolder { path: String },
+    #[error("--accel {what} is not built yet; use none or socket")]
+    NotBuilt { what: &'static str },
+    #[error("--{flag} {value} is out of range; use 1 to {MOST_ENTRIES}")]
+    OutOfRange { flag: &'static str, value: u32 },
+    #[error(
+        "no cgroup2 file system is mounted; mount one (`mount -t cgroup2 none /sys/fs/cgroup`) or name its folder with --cgroup"
+    )]
+    NoCgroup,
+    #[error("--cgroup {path} is not a folder of a cgroup2 file system; name one below a cgroup2 mount")]
+    NotACgroup { path: String },
+}
+
+impl Settings {
+    /// Reads the file of `--config`.
+    ///
+    /// # Errors
+    /// If it cannot be read, is not YAML, or has a field that is none: with the field's name and line.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let error = |reason: String| ConfigError::File { path: path.display().to_string(), reason };
+        let text = std::fs::read_to_string(path).map_err(|e| error(e.to_string()))?;
+        Self::parse(&text).map_err(error)
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Ok(Settings::default());
+        }
+        serde_norway::from_str(text).map_err(|e| e.to_string())
+    }
+
+    /// These settings, and where they say nothing `below`'s.
+    #[must_use]
+    pub fn over(self, below: Settings) -> Settings {
+        Settings {
+            source: self.source.or(below.source),
+            node_name: self.node_name.or(below.node_name),
+            pin_path: self.pin_path.or(below.pin_path),
+            run_dir: self.run_dir.or(below.run_dir),
+            cgroup: self.cgroup.or(below.cgroup),
+            devices: self.devices.or(below.devices),
+            pod_interfaces: self.pod_interfaces.or(below.pod_interfaces),
+            accel: self.accel.or(below.accel),
+            delivery: self.delivery.or(below.delivery),
+            detached: self.detached.or(below.detached),
+            log_level: self.log_level.or(below.log_level),
+            max_services: self.max_services.or(below.max_services),
+            max_backends: self.max_backends.or(below.max_backends),
+            max_conntrack: self.max_conntrack.or(below.max_conntrack),
+        }
+    }
+
+    /// Fills in the defaults and checks everything.
+    ///
+    /// # Errors
+    /// The first setting that cannot be.
+    pub fn check(self) -> Result<Config, ConfigError> {
+        let source = self.source.ok_or(ConfigError::NoSource)?;
+        if !source.is_dir() {
+            return Err(ConfigError::SourceIsNoFolder { path: source.display().to_string() });
+        }
+        let node_name = self.node_name.or_else(host_name).filter(|n| !n.is_empty()).ok_or(ConfigError::NoNodeName)?;
+        let socket_accel = match self.accel.unwrap_or_default() {
+            Accel::None => false,
+            Accel::Socket => true,
+            Accel::Xdp => return Err(ConfigError::NotBuilt { what: "xdp" }),
+            Accel::All => return Err(ConfigError::NotBuilt { what: "all" }),
+        };
+        let cgroup = match self.cgroup {
+            Some(path) => path,
+            None => mounts::cgroup2().ok().flatten().ok_or(ConfigError::NoCgroup)?,
+        };
+        if !is_cgroup2(&cgroup) {
+            return Err(ConfigError::NotACgroup { path: cgroup.display().to_string() });
+        }
+        let entries = |flag, value: Option<u32>, default| match value.unwrap_or(default) {
+            value @ 1..=MOST_ENTRIES => Ok(value),
+            value => Err(ConfigError::OutOfRange { flag, value }),
+        };
+        Ok(Config {
+            source,
+            node_name,
+            pin_path: self.pin_path.unwrap_or_else(|| PIN_PATH.into()),
+            run_dir: self.run_dir.unwrap_or_else(|| RUN_DIR.into()),
+            cgroup,
+            devices: self.devices.unwrap_or_default(),
+            pod_interfaces: self.pod_interfaces.unwrap_or_default(),
+            socket_accel,
+            delivery: self.delivery.unwrap_or_default(),
+            detached: self.detached.unwrap_or(false),
+            max_services: entries("max-services", self.max_services, capacity::FRONTENDS)?,
+            max_backends: entries("max-backends", self.max_backends, capacity::BACKENDS)?,
+            max_conntrack: entries("max-conntrack", self.max_conntrack, capacity::CT)?,
+        })
+    }
+}
+
+fn host_name() -> Option<String> {
+    Some(std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?.trim().to_owned())
+}
+
+fn is_cgroup2(path: &Path) -> bool {
+    use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+    statfs(path).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let file =
+            Settings::parse("max-services: 10\nmax-backends: 20\npod-interfaces: [cali*, eth9]\ndelivery: stack\n")
+                .expect("good YAML");
+        let flags = Settings { max_services: Some(11), ..Settings::default() };
+        let both = flags.over(file);
+        assert_eq!((both.max_services, both.max_backends, both.max_conntrack), (Some(11), Some(20), None));
+        assert_eq!(both.pod_interfaces, Some(vec!["cali*".to_owned(), "eth9".to_owned()]));
+        assert_eq!(both.delivery, Some(Mode::Stack));
+        assert_eq!(Settings::parse("").expect("empty is fine"), Settings::default());
+    }
+
+    #[test]
+    fn a_field_that_is_none_is_named_with_its_line() {
+        let error = Settings::parse("source: /x\nmax-servces: 10\n").expect_err("misspelt");
+        assert!(error.contains("max-servces") && error.contains("line 2"), "{error}");
+        let error = Settings::parse("max-services: many\n").expect_err("not a number");
+        assert!(error.contains("max-services") && error.contains("line 1"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_the_remedy() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let good =
+            || Settings { source: Some(dir.path().to_owned()), node_name: Some("n".to_owned()), ..Settings::default() };
+        let say = |settings: Settings| settings.check().expect_err("refused").to_string();
+        assert!(say(Settings::default()).contains("--source DIR"));
+        assert!(say(Settings { accel: Some(Accel::Xdp), ..good() }).contains("--accel xdp is not built yet"));
+        assert!(say(Settings { source: Some("/nowhere".into()), ..good() }).contains("not a folder"));
+        let cgroup = Some(dir.path().to_owned());
+        assert!(say(Settings { cgroup, ..good() }).contains("below a cgroup2 mount"));
+    }
+}

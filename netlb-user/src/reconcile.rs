@@ -1,0 +1,491 @@
+//! The loop: what changed → world → plan → maps, and word of it.
+//!
+//! One thread does all the work, so that there is one order of events; others only bring news: the source, the devices, the host's filters, a signal.
+//! A round drains the news, attaches to new devices, plans, writes, and reports. What a round could not write is in the next round's plan.
+
+mod programs;
+mod report;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use netlb_common::backend::state;
+use netlb_common::config::flags;
+use netlb_common::proto;
+
+use crate::bpf::sys;
+use crate::config::Config;
+use crate::delivery::{self, Delivery, Findings, Road};
+use crate::devices::scan::scan;
+use crate::devices::select::Wishes;
+use crate::devices::{Devices, watch::ScanFailed};
+use crate::model::{Change, PodDevice, Problem};
+use crate::netlink::Netlink;
+use crate::observe::sockets::{self, UdpBackend};
+use crate::observe::sweep::{Sweep, Sweeper};
+use crate::plan::{Controller, MapOp, NodeConfig, Plan};
+use crate::store::{KernelStore, MapStore as _};
+
+pub use programs::Programs;
+use report::Report;
+
+/// Between two sweeps over conntrack.
+const SWEEP: Duration = Duration::from_secs(10);
+/// While removed backends wait to be freed.
+const SWEEP_SOON: Duration = Duration::from_secs(2);
+/// Links are looked after even if nothing changed: somebody may have taken ours off.
+const REASSERT: Duration = Duration::from_secs(5);
+/// A failed write is tried again after this, then twice as long, up to [`RETRY_LONGEST`].
+const RETRY: Duration = Duration::from_millis(20);
+const RETRY_LONGEST: Duration = Duration::from_secs(5);
+/// Programs wait this long for the first state of the source, so that no Service is half there when they first run: until links are first looked
+/// after.
+const FIRST_STATE: Duration = REASSERT;
+/// With nothing else to do.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// What another thread has to say.
+#[derive(Debug)]
+pub enum Event {
+    /// The source was read whole, again.
+    Source(SourceNews),
+    /// The source could not be read; what it said before holds.
+    SourceFailed(String),
+    Devices(Result<Devices, ScanFailed>),
+    /// What the host's stack has a say in, and what its forwarding lacks.
+    Host(Findings, Vec<String>),
+    /// The agent shall end.
+    End(&'static str),
+}
+
+/// A state of the source, as differences from the state before.
+#[derive(Debug, Default)]
+pub struct SourceNews {
+    pub changes: Vec<Change>,
+    /// What is wrong with the source, all of it.
+    pub problems: Vec<Problem>,
+    /// Name of the state.
+    pub revision: Option<String>,
+}
+
+/// The agent's one worker.
+pub struct Reconciler {
+    config: Config,
+    controller: Controller,
+    store: KernelStore,
+    programs: Programs,
+    sweeper: Sweeper,
+    netlink: Netlink,
+    wishes: Wishes,
+    /// A clock that does not go backwards, from the agent's start.
+    began: Instant,
+    netns_cookie: u64,
+    seed: u32,
+    hz: u32,
+
+    source_problems: Vec<Problem>,
+    source_failure: Option<String>,
+    /// The state of the source that the controller knows, and the last whose plan was written whole.
+    revision: Option<String>,
+    applied: Option<String>,
+    synced: bool,
+    devices: Option<Devices>,
+    scan_failure: Option<String>,
+    /// Pods of this node whose device was looked for once.
+    looked_for: BTreeSet<IpAddr>,
+    delivery: Option<Delivery>,
+    forwarding_gaps: Vec<String>,
+
+    /// Writes of the last plan that failed, in words.
+    failed: Vec<String>,
+    retry: Duration,
+    retry_at: Option<Duration>,
+    sweep: Option<Sweep>,
+    sweep_at: Duration,
+    reassert_at: Duration,
+    /// Sockets that could not be destroyed: said once.
+    sockets_note: Option<String>,
+    report: Report,
+}
+
+/// What the reconciler begins with.
+pub struct Start {
+    pub config: Config,
+    pub programs: Programs,
+    pub store: KernelStore,
+    pub sweeper: Sweeper,
+    pub wishes: Wishes,
+    /// Said in the status as long as the agent lives.
+    pub notes: Vec<String>,
+}
+
+impl Reconciler {
+    /// Reads what the maps hold and makes ready to go on from there.
+    ///
+    /// # Errors
+    /// If the maps cannot be read, or the node cannot be told about.
+    pub fn new(start: Start) -> anyhow::Result<Self> {
+        let Start { config, programs, store, sweeper, wishes, notes } = start;
+        let restored = store.read()?;
+        let old = restored.config;
+        let hz = programs
+            .clock()
+            .map(|clock| clock.hz())
+            .or(old.map(|config| config.hz))
+            .filter(|hz| *hz != 0)
+            .ok_or_else(|| anyhow::anyhow!("{}", programs.failure().unwrap_or("the kernel's HZ is not known")))?;
+        let controller = Controller::new(&restored, store.capacity());
+        tracing::info!(
+            frontends = restored.frontends.len(),
+            "maps are {}",
+            if old.is_some() { "taken over from an agent before this one" } else { "new" }
+        );
+        let report = Report::new(&config, notes);
+        Ok(Reconciler {
+            netlink: Netlink::open(libc::NETLINK_ROUTE)?,
+            netns_cookie: sys::netns_cookie()?,
+            seed: old.map_or_else(random, |config| config.seed),
+            hz,
+            config,
+            controller,
+            store,
+            programs,
+            sweeper,
+            wishes,
+            began: Instant::now(),
+            source_problems: Vec::new(),
+            source_failure: None,
+            revision: None,
+            applied: None,
+            synced: false,
+            devices: None,
+            scan_failure: None,
+            looked_for: BTreeSet::new(),
+            delivery: None,
+            forwarding_gaps: Vec::new(),
+            failed: Vec::new(),
+            retry: RETRY,
+            retry_at: None,
+            sweep: None,
+            sweep_at: SWEEP_SOON,
+            reassert_at: REASSERT,
+            sockets_note: None,
+            report,
+        })
+    }
+
+    /// Works until an [`Event::End`], or until nobody is left to bring news.
+    ///
+    /// # Errors
+    /// If the run directory cannot be written: nobody would know what the agent does.
+    pub fn run(mut self, events: &Receiver<Event>) -> anyhow::Result<()> {
+        self.report()?;
+        loop {
+            let mut round = Round::default();
+            match events.recv_timeout(self.pause()) {
+                Ok(event) => self.hear(event, &mut round),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => round.end = Some("nothing left to follow"),
+            }
+            // A burst is one round.
+            while let Ok(event) = events.try_recv() {
+                self.hear(event, &mut round);
+            }
+            if let Some(why) = round.end {
+                tracing::info!(
+                    "{why}: the agent ends; programs, maps and their Services stay (remove them with `netlb cleanup`)"
+                );
+                return Ok(());
+            }
+            if self.round(round) {
+                self.report()?;
+            }
+        }
+    }
+
+    /// Until something is due.
+    fn pause(&self) -> Duration {
+        if self.sweep.is_some() {
+            return Duration::ZERO;
+        }
+        [self.plan_due(), Some(self.sweep_at), Some(self.reassert_at), self.report.due()]
+            .into_iter()
+            .flatten()
+            .min()
+            .map_or(IDLE, |at| at.saturating_sub(self.now()))
+    }
+
+    /// When to plan although nothing new is known.
+    fn plan_due(&self) -> Option<Duration> {
+        self.retry_at.or_else(|| self.controller.due())
+    }
+
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn hear(&mut self, event: Event, round: &mut Round) {
+        round.news = true;
+        match event {
+            Event::Source(news) => {
+                round.changes.extend(news.changes);
+                self.source_problems = news.problems;
+                self.source_failure = None;
+                self.revision = news.revision;
+                round.source = true;
+            }
+            Event::SourceFailed(reason) => {
+                if self.source_failure.as_ref() != Some(&reason) {
+                    tracing::warn!("{reason}; what the source said before holds");
+                }
+                self.source_failure = Some(reason);
+            }
+            Event::Devices(Ok(devices)) => {
+                self.scan_failure = None;
+                self.devices = Some(devices);
+                round.devices = true;
+            }
+            Event::Devices(Err(ScanFailed(error))) => {
+                let reason = format!("the pods' devices cannot be listed: {error}");
+                if self.scan_failure.as_ref() != Some(&reason) {
+                    tracing::warn!("{reason}; those known before are kept, it is tried again");
+                }
+                self.scan_failure = Some(reason);
+            }
+            Event::Host(findings, gaps) => self.choose_road(&findings, gaps),
+            Event::End(why) => round.end = Some(why),
+        }
+    }
+
+    fn choose_road(&mut self, findings: &Findings, gaps: Vec<String>) {
+        for gap in gaps.iter().filter(|gap| !self.forwarding_gaps.contains(gap)) {
+            tracing::warn!("{gap}");
+        }
+        self.forwarding_gaps = gaps;
+        let delivery = delivery::decide(self.config.delivery, findings);
+        if self.delivery.as_ref() != Some(&delivery) {
+            tracing::info!("new flows to pods of this node take the {} road: {}", delivery.road.name(), delivery.why);
+        }
+        self.delivery = Some(delivery);
+    }
+
+    /// One round of work; true if there may be something to report.
+    fn round(&mut self, round: Round) -> bool {
+        let now = self.now();
+        let reassert = now >= self.reassert_at;
+        if round.devices || reassert {
+            self.attach(reassert);
+        }
+        if round.news || self.plan_due().is_some_and(|at| at <= now) {
+            self.synced |= round.changes.iter().any(|change| matches!(change, Change::Synced));
+            self.controller.set_node(self.node());
+            let devices = if round.devices { self.pod_devices() } else { None };
+            self.plan_and_write(round.changes, devices.as_ref());
+            if round.source {
+                self.look_for_new_pods();
+            }
+            if !self.programs.is_settled() {
+                self.attach(false);
+            }
+            if self.failed.is_empty() {
+                self.applied.clone_from(&self.revision);
+            }
+        }
+        let swept = self.sweep();
+        let names = self.report.due().is_some_and(|at| at <= now);
+        round.news || reassert || swept || names
+    }
+
+    /// Plans and writes until there is nothing more to write, or something fails.
+    fn plan_and_write(&mut self, changes: Vec<Change>, devices: Option<&BTreeMap<u32, PodDevice>>) {
+        let (mut changes, mut devices) = (changes, devices);
+        loop {
+            let plan = self.controller.update(std::mem::take(&mut changes), devices.take(), self.now());
+            if plan.is_empty() {
+                (self.retry, self.retry_at) = (RETRY, None);
+                self.failed.clear();
+                return;
+            }
+            let gone = self.udp_backends_to_go(&plan);
+            let began = Instant::now();
+            let applied = self.controller.apply(&plan, &mut self.store);
+            tracing::debug!(writes = applied.done, failed = applied.failed.len(), took = ?began.elapsed(), "maps written");
+            self.close_sockets(&gone);
+            if !applied.failed.is_empty() {
+                self.retry_at = Some(self.now() + self.retry);
+                self.retry = (self.retry * 2).min(RETRY_LONGEST);
+                self.failed = applied.failed.iter().map(|(_, error)| error.to_string()).collect();
+                return;
+            }
+        }
+    }
+
+    /// UDP backends that the plan removes.
+    fn udp_backends_to_go(&self, plan: &Plan) -> BTreeSet<UdpBackend> {
+        let shadow = self.controller.shadow();
+        plan.ops()
+            .filter_map(|op| match op {
+                MapOp::SetBackend { id, value } if value.state == state::REMOVED && value.proto == proto::UDP => {
+                    let before = shadow.backend_state(*id);
+                    (before != state::REMOVED).then_some(UdpBackend { addr: value.addr, port: value.port })
+                }
+                MapOp::SetBackend { .. }
+                | MapOp::SetConfig(_)
+                | MapOp::SetEndpoint { .. }
+                | MapOp::SetEndpointByAddr { .. }
+                | MapOp::DeleteEndpointByAddr { .. }
+                | MapOp::SetEndpointByIfindex { .. }
+                | MapOp::DeleteEndpointByIfindex { .. }
+                | MapOp::ClearBackendFlows { .. }
+                | MapOp::SetSlots { .. }
+                | MapOp::SetFrontend { .. }
+                | MapOp::DeleteFrontend { .. } => None,
+            })
+            .collect()
+    }
+
+    fn close_sockets(&mut self, gone: &BTreeSet<UdpBackend>) {
+        match sockets::destroy(gone, self.sweeper.sockets()) {
+            Ok(0) => {}
+            Ok(count) => tracing::debug!(count, "closed connected UDP sockets whose backend went"),
+            Err(error) => {
+                let note = format!(
+                    "connected UDP sockets of this node whose backend goes cannot be closed: {error}; use a kernel with CONFIG_INET_DIAG_DESTROY, or restart such clients"
+                );
+                if self.sockets_note.is_none() {
+                    tracing::warn!("{note}");
+                }
+                self.sockets_note = Some(note);
+            }
+        }
+    }
+
+    fn node(&self) -> NodeConfig {
+        let mut bits = 0;
+        if self.delivery.as_ref().is_some_and(|d| d.road == Road::Redirect) {
+            bits |= flags::REDIRECT;
+        }
+        if self.config.socket_accel {
+            bits |= flags::SOCKET_ALL;
+        }
+        NodeConfig { netns_cookie: self.netns_cookie, hz: self.hz, flags: bits, seed: self.seed }
+    }
+
+    fn pod_devices(&self) -> Option<BTreeMap<u32, PodDevice>> {
+        let devices = self.devices.as_ref()?;
+        Some(devices.iter().map(|(ifindex, found)| (*ifindex, found.device.clone())).collect())
+    }
+
+    /// May programs run? Not before the first state of the source is in new maps: a Service's address must not look like nobody's.
+    fn may_attach(&self) -> bool {
+        self.synced || self.programs.attached_before() || self.now() >= FIRST_STATE
+    }
+
+    /// Sees to it that programs are on every hook; `again`: on those too where they were.
+    fn attach(&mut self, again: bool) {
+        if again {
+            self.reassert_at = self.now() + REASSERT;
+        }
+        if self.may_attach() {
+            self.programs.attach(self.devices.as_ref(), again);
+        }
+    }
+
+    /// Everything a waiting person or test may rely on has happened at least once.
+    fn is_synced(&self) -> bool {
+        self.synced && self.devices.is_some() && self.delivery.is_some() && self.programs.is_settled()
+    }
+
+    /// A pod of this node that no device is known for may have come a moment ago: looks once, so that a state of the source is reported as
+    /// applied only when its pods are attached.
+    fn look_for_new_pods(&mut self) {
+        let world = self.controller.world();
+        let here: BTreeSet<IpAddr> = world
+            .pods()
+            .filter(|pod| !pod.host_network && pod.node.as_ref().is_some_and(|node| *node.0 == *self.config.node_name))
+            .flat_map(|pod| pod.ips.iter().copied())
+            .collect();
+        let known: BTreeSet<IpAddr> =
+            self.devices.iter().flatten().flat_map(|(_, found)| found.device.addrs.iter().copied()).collect();
+        let missing: BTreeSet<IpAddr> = here.difference(&known).copied().collect();
+        let news = missing.difference(&self.looked_for).next().is_some();
+        self.looked_for = missing;
+        if !news {
+            return;
+        }
+        if let Ok(devices) = scan(&mut self.netlink, &self.wishes)
+            && self.devices.as_ref() != Some(&devices)
+        {
+            self.devices = Some(devices);
+            self.attach(false);
+            let devices = self.pod_devices();
+            self.plan_and_write(Vec::new(), devices.as_ref());
+        }
+    }
+
+    /// Begins a sweep when it is time, or does a step of the one under way; true at its end.
+    fn sweep(&mut self) -> bool {
+        let Some(clock) = self.programs.clock() else {
+            self.sweep_at = self.now() + SWEEP;
+            return false;
+        };
+        if self.sweep.is_none() {
+            let now = self.began.elapsed();
+            if now < self.sweep_at {
+                return false;
+            }
+            self.sweep = Some(self.sweeper.begin(self.controller.begin_sweep()));
+        }
+        let Some(sweep) = &mut self.sweep else { return false };
+        let swept = match self.sweeper.step(sweep, clock) {
+            Ok(None) => return false,
+            Ok(Some(swept)) => Some(swept),
+            Err(error) => {
+                tracing::warn!(
+                    "the sweep over conntrack ended early: {error}; the datapath does not need it, it is tried again"
+                );
+                None
+            }
+        };
+        self.sweep = None;
+        let mut waiting = false;
+        if let Some(swept) = swept {
+            if swept.deleted > 0 {
+                tracing::debug!(deleted = swept.deleted, "conntrack swept");
+            }
+            self.report.conntrack = swept.conntrack;
+            waiting = !swept.unnamed.is_empty();
+            self.controller.release(swept.unnamed);
+        }
+        let still = self.controller.shadow().backends.values().any(|b| b.state == state::REMOVED);
+        self.sweep_at = self.began.elapsed() + if still && waiting { SWEEP_SOON } else { SWEEP };
+        true
+    }
+
+    fn report(&mut self) -> io::Result<()> {
+        let mut report = std::mem::take(&mut self.report);
+        let result = report.write(self);
+        self.report = report;
+        result
+    }
+}
+
+/// What a round begins with.
+#[derive(Default)]
+struct Round {
+    changes: Vec<Change>,
+    /// Something was heard at all.
+    news: bool,
+    source: bool,
+    devices: bool,
+    end: Option<&'static str>,
+}
+
+/// A seed for the flow hash: any will do, so long as nobody outside can guess it.
+fn random() -> u32 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one(std::process::id()) as u32
+}

@@ -1,0 +1,189 @@
+//! The agent's programs: loaded once, kept on every hook they belong to.
+//!
+//! All or none: if one program does not load, none is attached, and those of the agent before this one go on as they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use netlb_common::maps::program;
+
+use crate::bpf::attach::{Attach, Hook, Links, Outcome, SocketHook};
+use crate::bpf::clock::JiffiesClock;
+use crate::bpf::loader::{self, LoadError, Loaded};
+use crate::bpf::pins::{Capacities, KeptCapacity, Pins};
+use crate::devices::Devices;
+
+/// Programs of the agent's hooks.
+const ATTACHED: [&str; 10] = [
+    program::TO_POD,
+    program::FROM_POD,
+    program::RECVMSG4,
+    program::RECVMSG6,
+    program::GETPEERNAME4,
+    program::GETPEERNAME6,
+    program::SENDMSG4,
+    program::SENDMSG6,
+    program::CONNECT4,
+    program::CONNECT6,
+];
+
+/// Loaded programs and the hooks they are on.
+pub struct Programs {
+    loaded: Loaded,
+    links: Links,
+    clock: Option<JiffiesClock>,
+    /// Nothing shall be attached.
+    detached: bool,
+    /// Why no program of this agent is attached.
+    failure: Option<String>,
+    /// Links of an agent before this one were there at the start.
+    attached_before: bool,
+    /// Hooks our programs were put on, or found on, by this agent.
+    on: BTreeSet<Hook>,
+    /// What could not be attached, by hook.
+    errors: BTreeMap<Hook, String>,
+}
+
+impl Programs {
+    /// Makes or takes over the maps, and loads the programs.
+    ///
+    /// # Errors
+    /// If there are no maps to work with. A program that does not load is not an error but a [`failure`](Self::failure): the agent goes on
+    /// without.
+    pub fn load(
+        pins: &Pins,
+        capacities: &Capacities,
+        cgroup: &std::path::Path,
+        detached: bool,
+    ) -> Result<(Self, Vec<KeptCapacity>), LoadError> {
+        let (mut loaded, kept) = loader::load(pins, capacities)?;
+        let links = Links::new(pins.clone(), Some(cgroup.to_owned()));
+        let attached_before = links.hooks().is_ok_and(|hooks| !hooks.is_empty());
+        let clock: Result<JiffiesClock, String> = loaded
+            .program(program::CLOCK)
+            .map_err(|e| e.to_string())
+            .and_then(|program| JiffiesClock::new(program).map_err(|e| format!("the kernel's clock: {e}")));
+        let (clock, mut failure) = match clock {
+            Ok(clock) => (Some(clock), None),
+            Err(reason) => (None, Some(reason)),
+        };
+        for name in ATTACHED {
+            if let Err(e) = loaded.program(name) {
+                failure.get_or_insert(e.to_string());
+            }
+        }
+        if let Some(reason) = &failure {
+            let stay =
+                if attached_before { "those of the agent before this one stay in place" } else { "none is attached" };
+            tracing::error!("this netlb's programs cannot be used, {stay}: {reason}");
+        }
+        let programs = Programs {
+            loaded,
+            links,
+            clock,
+            detached,
+            failure,
+            attached_before,
+            on: BTreeSet::new(),
+            errors: BTreeMap::new(),
+        };
+        Ok((programs, kept))
+    }
+
+    /// The kernel's jiffies; `None` if its program did not load.
+    pub fn clock(&self) -> Option<&JiffiesClock> {
+        self.clock.as_ref()
+    }
+
+    /// Why this agent's programs are not attached.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    /// The agent was told to attach nothing.
+    pub fn is_detached(&self) -> bool {
+        self.detached
+    }
+
+    /// An agent before this one attached programs that are still there.
+    pub fn attached_before(&self) -> bool {
+        self.attached_before
+    }
+
+    /// Our programs are on both sides of a pod's device.
+    pub fn is_on(&self, ifindex: u32) -> bool {
+        self.on.contains(&Hook::FromPod { ifindex }) && self.on.contains(&Hook::ToPod { ifindex })
+    }
+
+    /// The node's own sockets are served: nothing is missing but pods' devices.
+    pub fn is_settled(&self) -> bool {
+        self.detached
+            || self.failure.is_some()
+            || SocketHook::ALL.into_iter().all(|hook| self.on.contains(&Hook::Socket(hook)))
+    }
+
+    /// What could not be attached, in words.
+    pub fn errors(&self) -> impl Iterator<Item = &str> {
+        self.errors.values().map(String::as_str)
+    }
+
+    /// Puts programs on every hook that lacks them: the node's sockets, and both sides of each device. `again` looks at those that had them too:
+    /// somebody may have taken them off. Takes them off devices that are no pods' any more (`None`: not known yet, so none is).
+    pub fn attach(&mut self, devices: Option<&Devices>, again: bool) {
+        if self.detached || self.failure.is_some() {
+            return;
+        }
+        // The way back stands before the way out.
+        let pods = devices.into_iter().flat_map(|devices| devices.keys());
+        let wanted: Vec<Hook> = pods
+            .flat_map(|ifindex| [Hook::ToPod { ifindex: *ifindex }, Hook::FromPod { ifindex: *ifindex }])
+            .chain(SocketHook::ALL.into_iter().map(Hook::Socket))
+            .collect();
+        let (mut created, mut replaced) = (0, 0);
+        for hook in &wanted {
+            if !again && self.on.contains(hook) {
+                continue;
+            }
+            match self.ensure(*hook) {
+                Ok(Outcome::Kept) => {}
+                Ok(Outcome::Replaced) => replaced += 1,
+                Ok(Outcome::Created) => created += 1,
+                Ok(Outcome::Gone) => {
+                    self.on.remove(hook);
+                    continue;
+                }
+                Err(reason) => {
+                    self.on.remove(hook);
+                    if self.errors.insert(*hook, reason.clone()).is_none() {
+                        tracing::warn!("{reason}");
+                    }
+                    continue;
+                }
+            }
+            self.on.insert(*hook);
+            self.errors.remove(hook);
+        }
+        if created + replaced > 0 {
+            tracing::debug!(created, replaced, "programs attached");
+        }
+        if devices.is_some() {
+            self.remove_others(&wanted.into_iter().collect());
+        }
+    }
+
+    fn ensure(&mut self, hook: Hook) -> Result<Outcome, String> {
+        let program = self.loaded.program(hook.program()).map_err(|e| e.to_string())?;
+        self.links.ensure(hook, program).map_err(|e| e.to_string())
+    }
+
+    fn remove_others(&mut self, wanted: &BTreeSet<Hook>) {
+        self.errors.retain(|hook, _| wanted.contains(hook));
+        self.on.retain(|hook| wanted.contains(hook));
+        for hook in self.links.hooks().unwrap_or_default() {
+            if !wanted.contains(&hook)
+                && let Err(e) = self.links.remove(hook)
+            {
+                tracing::warn!("{e}");
+            }
+        }
+    }
+}

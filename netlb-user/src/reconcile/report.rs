@@ -1,0 +1,169 @@
+//! Word of what the agent did: status.json and names.json, each written when it changed.
+
+use std::io;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use netlb_common::abi::ABI_VERSION;
+use netlb_common::backend::state;
+
+use super::Reconciler;
+use crate::config::Config;
+use crate::observe::names;
+use crate::observe::status::{self, Conntrack, DeviceStatus, Ready, Status};
+use crate::plan::Names;
+use crate::runtime::preflight;
+
+/// Names are written at once as long as that costs less than this; bigger worlds wait a little.
+const CHEAP: Duration = Duration::from_millis(3);
+/// How long bigger worlds' names may be old.
+const NAMES: Duration = Duration::from_secs(1);
+
+/// What was reported last.
+#[derive(Default)]
+pub(super) struct Report {
+    pub(super) conntrack: Conntrack,
+    notes: Vec<String>,
+    kernel: String,
+    node: String,
+    started: u64,
+    status: Option<Status>,
+    names: Option<Names>,
+    names_cost: Duration,
+    names_at: Option<Duration>,
+}
+
+impl Report {
+    pub(super) fn new(config: &Config, notes: Vec<String>) -> Self {
+        Report {
+            notes,
+            kernel: preflight::kernel_release().unwrap_or_default(),
+            node: config.node_name.clone(),
+            started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+            ..Report::default()
+        }
+    }
+
+    /// When names that were held back are due.
+    pub(super) fn due(&self) -> Option<Duration> {
+        self.names_at
+    }
+
+    /// Writes what changed; names before the status, so that who waits for the status finds them.
+    pub(super) fn write(&mut self, agent: &Reconciler) -> io::Result<()> {
+        self.write_names(agent)?;
+        let status = self.status(agent);
+        if self.status.as_ref() == Some(&status) {
+            return Ok(());
+        }
+        status::write(&agent.config.run_dir, &status)?;
+        let was = self.status.as_ref().map(|s| (s.ready.ready, s.synced));
+        if was != Some((status.ready.ready, status.synced)) {
+            say_ready(&status);
+        }
+        self.status = Some(status);
+        Ok(())
+    }
+
+    fn write_names(&mut self, agent: &Reconciler) -> io::Result<()> {
+        let now = agent.now();
+        if self.names_cost > CHEAP {
+            let at = *self.names_at.get_or_insert(now + NAMES);
+            if now < at {
+                return Ok(());
+            }
+        }
+        self.names_at = None;
+        let began = std::time::Instant::now();
+        let all = agent.controller.names();
+        if self.names.as_ref() != Some(&all) {
+            names::write(&agent.config.run_dir, &all)?;
+            self.names = Some(all);
+        }
+        self.names_cost = began.elapsed();
+        Ok(())
+    }
+
+    fn status(&self, agent: &Reconciler) -> Status {
+        let ready = ready(agent);
+        let in_use = |s: u8| matches!(s, state::ACTIVE | state::DRAINING);
+        let mut problems = agent.source_problems.clone();
+        problems.extend(agent.controller.problems());
+        problems.sort();
+        problems.dedup();
+        let mut notes = self.notes.clone();
+        notes.extend(agent.forwarding_gaps.iter().cloned());
+        notes.extend(agent.sockets_note.clone());
+        notes.extend(self.conntrack.pressure());
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            abi: ABI_VERSION,
+            kernel: self.kernel.clone(),
+            node: self.node.clone(),
+            pid: std::process::id(),
+            started: self.started,
+            mode: if agent.programs.is_detached() { "detached" } else { "attached" }.to_owned(),
+            synced: agent.is_synced(),
+            revision: agent.applied.clone(),
+            ready,
+            services: agent.controller.compiled().services.values().filter(|s| !s.ports.is_empty()).count(),
+            backends: agent.controller.shadow().backends.values().filter(|b| in_use(b.state)).count(),
+            problems,
+            not_enforced: agent.controller.not_enforced(),
+            delivery: agent.delivery.clone(),
+            devices: devices(agent),
+            conntrack: self.conntrack,
+            notes,
+        }
+    }
+}
+
+fn devices(agent: &Reconciler) -> Vec<DeviceStatus> {
+    let found = agent.devices.iter().flat_map(|devices| devices.values());
+    found
+        .map(|found| DeviceStatus {
+            name: found.device.name.clone(),
+            ifindex: found.device.ifindex,
+            addrs: found.device.addrs.clone(),
+            how: found.how.name().to_owned(),
+            attached: agent.programs.is_on(found.device.ifindex),
+        })
+        .collect()
+}
+
+/// The first thing that keeps the node from balancing as it should.
+fn ready(agent: &Reconciler) -> Ready {
+    let attach_errors: Vec<&str> = agent.programs.errors().collect();
+    let reason = if let Some(failure) = agent.programs.failure() {
+        Some(format!("this netlb's programs cannot be used: {failure}"))
+    } else if agent.programs.is_detached() {
+        Some("started with --detached: no program is attached".to_owned())
+    } else if let Some(failure) = &agent.source_failure {
+        Some(failure.clone())
+    } else if !agent.synced {
+        Some("the source has not been read whole yet".to_owned())
+    } else if let Some(failure) = &agent.scan_failure {
+        Some(failure.clone())
+    } else if agent.devices.is_none() {
+        Some("the pods' devices have not been listed yet".to_owned())
+    } else if let Some(error) = attach_errors.first() {
+        Some((*error).to_owned())
+    } else {
+        agent.failed.first().map(|failed| format!("writes to the maps fail: {failed}"))
+    };
+    Ready { ready: reason.is_none(), reason: reason.unwrap_or_default() }
+}
+
+fn say_ready(status: &Status) {
+    if status.ready.ready {
+        tracing::info!(
+            services = status.services,
+            backends = status.backends,
+            devices = status.devices.len(),
+            "ready: Services are in effect"
+        );
+    } else if status.synced {
+        tracing::warn!("not ready: {}", status.ready.reason);
+    } else {
+        tracing::debug!("not ready yet: {}", status.ready.reason);
+    }
+}
