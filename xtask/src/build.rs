@@ -17,7 +17,11 @@ pub(crate) fn agent(tools: &Tools) -> Result<()> {
     sh::run(with(tools, sh::cargo().args(["build", "--release", "-p", "netlb-user"])))
 }
 
-/// Tells build scripts which toolchain builds the kernel objects.
+/// Tells build scripts which toolchain builds the kernel objects. Their default stays unsaid: a variable that comes and
+/// goes, between `cargo xtask` and plain `cargo`, would make them build everything again each time.
 pub(crate) fn with<'a>(tools: &Tools, command: &'a mut Command) -> &'a mut Command {
-    command.env("NETLB_NIGHTLY", &tools.nightly)
+    if tools.nightly != setup::DEFAULT_NIGHTLY {
+        command.env("NETLB_NIGHTLY", &tools.nightly);
+    }
+    command
 }

@@ -9,7 +9,9 @@ use crate::{sh, sudo};
 
 /// The compiler that the kernel object is built with, by the date of its last commit…
 const NIGHTLY_COMMIT_DATE: &str = "2026-05-19";
-/// …which is published the day after, under this name.
+/// …which may be what is installed under this name, the one that build scripts take unless told otherwise…
+pub(crate) const DEFAULT_NIGHTLY: &str = "nightly";
+/// …or else is published the day after, under this name.
 const NIGHTLY_NAME: &str = "nightly-2026-05-20";
 /// The linker that turns the kernel object's bitcode into BPF; its LLVM must not be older than the compiler's.
 const BPF_LINKER: &str = "0.10.4";
@@ -37,7 +39,7 @@ pub(crate) fn setup() -> Result<Tools> {
 }
 
 fn nightly() -> Result<String> {
-    for name in ["nightly", NIGHTLY_NAME] {
+    for name in [DEFAULT_NIGHTLY, NIGHTLY_NAME] {
         let version = sh::read(Command::new("rustc").arg(format!("+{name}")).arg("-vV")).unwrap_or_default();
         if commit_date(&version) == Some(NIGHTLY_COMMIT_DATE) {
             return Ok(name.to_owned());
