@@ -34,7 +34,7 @@ pub fn lookup<T: Tables>(t: &T, key: &CtKey, now: u32) -> Option<(Ct, Tier)> {
         None => (t.ct(Tier::New, key)?, Tier::New),
     };
     // A flow that speaks in one direction only keeps both entries alive.
-    if ct.expired(now) && partner(t, ct, key.proto()).is_none_or(|other| other.expired(now)) {
+    if ct.expired(now) && partner(t, ct, key).is_none_or(|other| other.expired(now)) {
         return None;
     }
     Some((ct, tier))
@@ -68,7 +68,7 @@ fn progress<T: Tables>(t: &T, key: &CtKey, parsed: Parsed, now: u32, ct: Ct, tie
     let next = step(current, event, reply);
     if next == REOPEN {
         t.count(Reason::REOPENED);
-        forget(t, ct, key.proto(), key);
+        forget(t, ct, key);
         return Found::Miss;
     }
     if !reply && ct.backend() != 0 {
@@ -80,13 +80,13 @@ fn progress<T: Tables>(t: &T, key: &CtKey, parsed: Parsed, now: u32, ct: Ct, tie
         // TCP keeps a backend that left its Service until it ends; UDP, which has no end, leaves with the change.
         if opens && (stale || t.backend(ct.backend()).is_none_or(|b| !serves(b))) {
             t.count(Reason::RESELECTED);
-            forget(t, ct, key.proto(), key);
+            forget(t, ct, key);
             return Found::Miss;
         }
     }
     if next != current {
         if tier == Tier::New && is_assured(next) {
-            advance(t, ct, key.proto(), next, now);
+            advance(t, ct, key, next, now);
             promote(t, ct, key);
             // The entry of the other tier may already serve another flow: read the new one.
             return match t.ct(Tier::Assured, key) {
@@ -94,7 +94,7 @@ fn progress<T: Tables>(t: &T, key: &CtKey, parsed: Parsed, now: u32, ct: Ct, tie
                 None => Found::Flow(ct),
             };
         }
-        advance(t, ct, key.proto(), next, now);
+        advance(t, ct, key, next, now);
     }
     Found::Flow(ct)
 }
@@ -111,20 +111,22 @@ pub fn partner_key(ct: &Ct, proto: u8) -> CtKey {
     CtKey::from_words(ct.dst(), ct.src(), ct.ports().rotate_left(16), proto)
 }
 
-/// The entry of the flow's other direction.
+/// The entry of the flow's other direction. `key` is the entry's own. A tuple outlives its flow: an entry whose own other direction is not `key`
+/// belongs to a flow that came later, and is none of this one's business.
 #[inline(never)]
-fn partner<T: Tables>(t: &T, ct: Ct, proto: u8) -> Option<Ct> {
-    let key = partner_key(&ct, proto);
-    t.ct(Tier::Assured, &key).or_else(|| t.ct(Tier::New, &key))
+fn partner<T: Tables>(t: &T, ct: Ct, key: &CtKey) -> Option<Ct> {
+    let other_key = partner_key(&ct, key.proto());
+    let other = t.ct(Tier::Assured, &other_key).or_else(|| t.ct(Tier::New, &other_key))?;
+    if partner_key(&other, key.proto()) == *key { Some(other) } else { None }
 }
 
 /// Moves both entries to a state.
 #[inline(never)]
-fn advance<T: Tables>(t: &T, ct: Ct, proto: u8, next: u8, now: u32) {
+fn advance<T: Tables>(t: &T, ct: Ct, key: &CtKey, next: u8, now: u32) {
     let hz = t.config().map_or(1, |c| c.hz);
     let timeout = timeout_s(next).wrapping_mul(hz);
     ct.set_state(next, timeout, now);
-    if let Some(other) = partner(t, ct, proto) {
+    if let Some(other) = partner(t, ct, key) {
         other.set_state(next, timeout, now);
     }
 }
@@ -133,7 +135,9 @@ fn advance<T: Tables>(t: &T, ct: Ct, proto: u8, next: u8, now: u32) {
 #[inline(never)]
 fn promote<T: Tables>(t: &T, ct: Ct, key: &CtKey) {
     let other_key = partner_key(&ct, key.proto());
-    let Some(other) = t.ct(Tier::New, &other_key) else { return };
+    let Some(other) = t.ct(Tier::New, &other_key).filter(|other| partner_key(other, key.proto()) == *key) else {
+        return;
+    };
     if !t.ct_insert(Tier::Assured, &other_key, other.value()) {
         t.count(Reason::ESTABLISHED_FULL);
         return;
@@ -149,10 +153,12 @@ fn promote<T: Tables>(t: &T, ct: Ct, key: &CtKey) {
 
 /// Deletes both directions of a flow, wherever they are.
 #[inline(never)]
-fn forget<T: Tables>(t: &T, ct: Ct, proto: u8, key: &CtKey) {
-    let other = partner_key(&ct, proto);
-    t.ct_delete(Tier::Assured, &other);
-    t.ct_delete(Tier::New, &other);
+fn forget<T: Tables>(t: &T, ct: Ct, key: &CtKey) {
+    if partner(t, ct, key).is_some() {
+        let other = partner_key(&ct, key.proto());
+        t.ct_delete(Tier::Assured, &other);
+        t.ct_delete(Tier::New, &other);
+    }
     t.ct_delete(Tier::Assured, key);
     t.ct_delete(Tier::New, key);
 }
@@ -280,7 +286,7 @@ fn claim<T: Tables>(t: &T, back: &CtKey, reply: &CtValue, now: u32) -> Claim {
 #[inline(always)]
 fn free<T: Tables>(t: &T, other: Ct, back: &CtKey, reply: &CtValue, now: u32) -> bool {
     (other.src() == reply.src && other.dst() == reply.dst && other.ports() == reply.ports)
-        || (other.expired(now) && partner(t, other, back.proto()).is_none_or(|p| p.expired(now)))
+        || (other.expired(now) && partner(t, other, back).is_none_or(|p| p.expired(now)))
 }
 
 /// Which road a new flow takes: its flags, the endpoint its packets go to, and the one its answers go to.
