@@ -2,8 +2,10 @@
 //!
 //! - [`packet`]: frames by layers, and their check from scratch.
 //! - [`world`]: the tables of a test as plain data.
-//! - [`case`]: scenarios with expectations, run by the [`host`] (the core without a kernel) or in the kernel.
+//! - [`case`]: scenarios with expectations, run by the [`host`] (the core without a kernel) or in the [`kernel`].
+//! - [`random`]: worlds and packets by chance, the same for the same seed.
 //! - [`cases`]: the table of all cases.
+//! - [`golden`]: from YAML to map dumps.
 //! - [`harness`], [`need`]: tests that are data, and tests that a machine may not be able to run.
 //!
 //! For tests over real traffic:
@@ -17,12 +19,15 @@ pub mod bulk;
 pub mod capture;
 pub mod case;
 pub mod cases;
+pub mod golden;
 pub mod harness;
 pub mod host;
+pub mod kernel;
 pub mod kernel_objects;
 pub mod need;
 pub mod packet;
 pub mod puppet;
+pub mod random;
 pub mod rig;
 pub mod sockets;
 pub mod traffic;

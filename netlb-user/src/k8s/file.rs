@@ -267,14 +267,12 @@ fn parse(name: &str, bytes: &[u8]) -> Result<(Content, bool), Problem> {
     let mut documents: Vec<Value> = Vec::new();
     if name.ends_with(".json") {
         for document in serde_json::Deserializer::from_str(text).into_iter() {
-            documents.push(
-                document.map_err(|e: serde_json::Error| fault(Some(e.line().min(last)), printable(&e.to_string())))?,
-            );
+            documents.push(document.map_err(|e: serde_json::Error| fault(Some(e.line().min(last)), reason(&e)))?);
         }
     } else {
         for document in serde_norway::Deserializer::from_str(text) {
             let document = Value::deserialize(document)
-                .map_err(|e| fault(e.location().map(|l| l.line().min(last)), printable(&e.to_string())))?;
+                .map_err(|e| fault(e.location().map(|l| l.line().min(last)), reason(&e)))?;
             documents.push(document);
         }
     }
@@ -287,6 +285,13 @@ fn parse(name: &str, bytes: &[u8]) -> Result<(Content, bool), Problem> {
         content.problems.append(&mut converted.problems);
     }
     Ok((content, whole))
+}
+
+/// What a parser says, without the place: that stands beside it.
+fn reason(error: &impl ToString) -> String {
+    let text = error.to_string();
+    let what = text.split(" at line ").next().unwrap_or_default();
+    printable(what)
 }
 
 /// Manifests by name; what editors and writers leave lying about is not.

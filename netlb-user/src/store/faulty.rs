@@ -45,12 +45,12 @@ impl<S: MapStore> FaultyStore<S> {
             Faults::Never => false,
             Faults::Calls(calls) => calls.contains(&call),
             Faults::Random { seed, percent } => {
-                // xorshift64 (Marsaglia 2003); never 0.
-                let mut x = *seed | 1;
-                x ^= x << 13;
-                x ^= x >> 7;
-                x ^= x << 17;
-                *seed = x;
+                // splitmix64 (Steele et al. 2014).
+                *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                let mut x = *seed;
+                x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+                x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+                x ^= x >> 31;
                 (x >> 32) % 100 < u64::from(*percent)
             }
         }
