@@ -6,6 +6,7 @@ use std::fmt::Write;
 
 use netlb_common::conntrack::{CtKey, CtValue, flags, state};
 use netlb_common::{Addr, Reason};
+use netlb_ebpf::verdict::Decision;
 
 use crate::packet::{Frame, MOVED, dissect, show, verify};
 use crate::world::{Pod, World};
@@ -30,6 +31,18 @@ pub enum Outcome {
     Deliver(u32),
 }
 
+impl From<Decision> for Outcome {
+    /// What a route decided; those decisions that no hook may see count as drops, as in the hooks.
+    fn from(decision: Decision) -> Self {
+        match decision {
+            Decision::Pass => Outcome::Pass,
+            Decision::Reflect => Outcome::Reflect,
+            Decision::Deliver(ifindex) => Outcome::Deliver(ifindex),
+            Decision::Drop(_) | Decision::Refuse(_) | Decision::Open | Decision::Skip => Outcome::Drop,
+        }
+    }
+}
+
 /// What a runner can tell of a verdict.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Seen {
@@ -43,7 +56,8 @@ pub enum Seen {
 }
 
 impl Seen {
-    fn is(self, outcome: Outcome) -> bool {
+    /// Whether a runner that sees this may have had that outcome.
+    pub fn is(self, outcome: Outcome) -> bool {
         match (self, outcome) {
             (Seen::Pass, Outcome::Pass) | (Seen::Drop, Outcome::Drop) | (Seen::Reflect, Outcome::Reflect) => true,
             (Seen::Deliver(seen), Outcome::Deliver(wanted)) => seen.is_none_or(|seen| seen == wanted),

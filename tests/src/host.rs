@@ -131,6 +131,13 @@ impl<K: Ord + Copy, V: bytemuck::Pod> Shelf<K, V> {
         self.graves.borrow_mut().push(old);
     }
 
+    fn rewrite(&self, change: impl Fn(&mut V)) {
+        for (key, mut value) in self.all() {
+            change(&mut value);
+            self.put(&key, &value);
+        }
+    }
+
     fn len(&self) -> usize {
         self.live.borrow().len()
     }
@@ -216,10 +223,20 @@ impl HostTables {
         (decision, p.bytes)
     }
 
+    /// Moves every stamp into the past, where the clock is not the test's to set.
+    pub fn age(&mut self, jiffies: u32) {
+        for shelf in [&self.assured, &self.new] {
+            shelf.rewrite(|v| v.seen = v.seen.wrapping_sub(jiffies));
+        }
+        self.affinity.rewrite(|v| v.seen = v.seen.wrapping_sub(jiffies));
+    }
+
+    /// New flows by backend id.
     pub fn backend_flows(&self) -> BTreeMap<u32, u64> {
         self.backend_flows.borrow().clone()
     }
 
+    /// Sessions.
     pub fn affinities(&self) -> Vec<(AffinityKey, AffinityValue)> {
         self.affinity.all()
     }

@@ -109,8 +109,7 @@ impl Kernel {
             &world.endpoints,
             bytemuck::Zeroable::zeroed(),
         )?;
-        let mut config: Array<&mut MapData, netlb_common::config::Config> =
-            Array::try_from(map(ebpf, name::CONFIG)?)?;
+        let mut config: Array<&mut MapData, netlb_common::config::Config> = Array::try_from(map(ebpf, name::CONFIG)?)?;
         config.set(0, world.config, 0)?;
         Ok(())
     }

@@ -9,12 +9,14 @@
 
 mod bytes;
 mod dissect;
+mod reseal;
 mod show;
 mod verify;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 pub use dissect::{Dissected, dissect};
+pub use reseal::reseal;
 pub use show::show;
 pub use verify::verify;
 

@@ -168,8 +168,12 @@ impl World {
     /// Moves a backend to a state (see `netlb_common::backend::state`) and gives its Service a new block of slots without it, if it takes no new
     /// flows any more.
     pub fn set_state(&mut self, frontend: &str, backend: &str, state: u8) {
-        let id = self.backend_id(frontend, backend);
-        let value = self.backends.get_mut(&id).expect("backend_id found it");
+        self.set_state_of(self.backend_id(frontend, backend), state);
+    }
+
+    /// As [`set_state`](Self::set_state), by id.
+    pub fn set_state_of(&mut self, id: u32, state: u8) {
+        let value = self.backends.get_mut(&id).unwrap_or_else(|| panic!("no backend {id}"));
         value.state = state;
         let service = value.service;
         self.switch(service);

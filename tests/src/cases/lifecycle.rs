@@ -17,7 +17,15 @@ pub(super) fn cases() -> Vec<Case> {
             cases.extend([udp_backend_removed(c, road), tcp_backend_removed(c, road), draining(c, road)]);
         }
         cases.extend([udp_without_a_backend_left(c), unanswered_syn_moves(c), stale(c), one_way(c)]);
-        cases.extend([udp_expires(c), tcp_expires(c), closed_expires(c), syn_expires(c), full(c)]);
+        cases.extend([
+            late_answer(c),
+            late_reset(c),
+            udp_expires(c),
+            tcp_expires(c),
+            closed_expires(c),
+            syn_expires(c),
+            full(c),
+        ]);
     }
     cases
 }
@@ -209,6 +217,37 @@ fn one_way(c: Cast) -> Case {
         case = case.wait(90).send_all(c.back(road, c.udp_answer(), |s| s));
     }
     case.send(c.there(road, c.query()))
+}
+
+fn late_answer(c: Cast) -> Case {
+    // The client's tuple serves a new flow by now: the old backend's entry must not live by that one, nor speak for the VIP.
+    let road = Road::Stack;
+    let late = c.delivered(road, c.udp_answer());
+    let name =
+        format!("A late answer of an expired flow's backend is not taken for one of its successor's ({})", c.family());
+    case(name, two(c, road))
+        .send(c.there(road, c.query()).opens())
+        .send_all(c.back(road, c.udp_answer(), |s| s.promotes()))
+        .wait(121)
+        .change(replaced(c, DRAINING))
+        .send(to_third(c, road, c.query()).opens().entries(0, -1))
+        .send(to_pod(late))
+}
+
+fn late_reset(c: Cast) -> Case {
+    let road = Road::Redirect;
+    let late = c.tcp_answer(RST, b"");
+    let answer = c.tcp_answer(SYN | ACK, b"").src(c.of(&THIRD)).macs(THIRD.host_mac, THIRD.mac);
+    let seen = answer.clone().src(c.vip()).sport(80);
+    let name = format!("A late RST of an expired connection's backend does not end its successor ({})", c.family());
+    case(name, two(c, road))
+        .send(c.there(road, c.syn()).opens())
+        .wait(121)
+        .change(replaced(c, DRAINING))
+        .send(to_third(c, road, c.syn()).opens().entries(-1, 0))
+        .send(from_pod(&BACKEND, late))
+        .send(road.send(from_pod(&THIRD, answer), &CLIENT, seen))
+        .send(to_third(c, road, c.tcp(ACK, b"")).promotes())
 }
 
 fn udp_expires(c: Cast) -> Case {

@@ -87,3 +87,22 @@ fn moved_ports_are_put_in_quotes_too() {
     assert!(!done.is_unresolved());
     assert!(show(&done.bytes()).contains("tcp 8080 > 33333"));
 }
+
+#[test]
+fn resealing_repairs_what_was_changed() {
+    for frame in [
+        eth().ip("10.0.1.2", "10.96.0.10").options(&[1; 8]).tcp(1, 2, SYN).payload(b"hello"),
+        eth().ip("10.0.1.2", "10.96.0.10").udp(1, 2).payload(b"hello"),
+        eth().ip("fd00:10:1::2", "fd00:10:96::10").ext(Ext::Destination(0)).icmp(128, 0).payload(b"hello"),
+    ] {
+        let good = frame.bytes();
+        let mut bytes = good.clone();
+        *bytes.last_mut().unwrap() ^= 0x55;
+        assert!(verify(&bytes).is_err());
+        reseal(&mut bytes);
+        assert_eq!(verify(&bytes), Ok(()));
+        *bytes.last_mut().unwrap() ^= 0x55;
+        reseal(&mut bytes);
+        assert_eq!(bytes, good);
+    }
+}
