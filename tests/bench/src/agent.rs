@@ -44,19 +44,13 @@ pub(crate) struct Agent {
     pub(crate) status_samples: Vec<f64>,
 }
 
-/// The agent and its folders, removed when dropped.
-struct Running {
-    process: Process,
-    folder: PathBuf,
-}
+/// A folder, removed with all that is in it when dropped.
+struct Folder(PathBuf);
 
-impl Drop for Running {
+impl Drop for Folder {
     fn drop(&mut self) {
-        if let Err(error) = self.process.terminate(Duration::from_secs(2)) {
-            eprintln!("netlb-bench: {error:#}");
-        }
-        if let Err(error) = fs::remove_dir_all(&self.folder) {
-            eprintln!("netlb-bench: cannot remove {}: {error}", self.folder.display());
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            eprintln!("netlb-bench: cannot remove {}: {error}", self.0.display());
         }
     }
 }
@@ -64,12 +58,13 @@ impl Drop for Running {
 /// # Errors
 /// When the agent does not start or does not apply a change.
 pub(crate) fn measure(program: &Path) -> Result<Agent> {
-    if !program.is_file() {
+    // The agent's mount namespace has another working directory.
+    let Ok(program) = fs::canonicalize(program) else {
         bail!(
             "there is no agent at {}; do `cargo build --release -p netlb-user`, or leave it out with --only packets,maps",
             program.display()
         );
-    }
+    };
     eprintln!("agent…");
     let id = std::process::id();
     let net = NetNs::create()?;
@@ -77,8 +72,8 @@ pub(crate) fn measure(program: &Path) -> Result<Agent> {
     let mount = MountNs::create()?;
     let group = cgroup::mount_point()?.join(format!("{}bench-{id}", cgroup::RUN_PREFIX));
     let group = Arc::new(Cgroup::create(group)?);
-    let folder = std::env::temp_dir().join(format!("netlb-bench-{id}"));
-    let (source, run) = (folder.join("source"), folder.join("run"));
+    let folder = Folder(std::env::temp_dir().join(format!("netlb-bench-{id}")));
+    let (source, run) = (folder.0.join("source"), folder.0.join("run"));
     for path in [&source, &run] {
         fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
     }
@@ -87,14 +82,15 @@ pub(crate) fn measure(program: &Path) -> Result<Agent> {
     replace(&source, "revision", "0\n")?;
 
     let place = Place::new("bench", net, Some(mount.clone()), Some(Arc::clone(&group)))?;
-    let log = folder.join("agent.log");
+    let log = folder.0.join("agent.log");
     let output = fs::File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
     let mut command = Command::new(program);
     command.arg("agent").arg("--source").arg(&source).args(["--node-name", "bench", "--pin-path", PIN_PATH]);
     command.arg("--run-dir").arg(&run).arg("--cgroup").arg(group.path());
     command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-    let mut running = Running { process: place.spawn("the agent", command)?, folder };
-    let result = mount.run(|| scale(&mut running.process, &source, &run))?;
+    let mut agent = place.spawn("the agent", command)?;
+    let result = mount.run(|| scale(&mut agent, &source, &run))?;
+    agent.terminate(Duration::from_secs(2))?;
     result.with_context(|| format!("the agent's last words:\n{}", tail(&log)))
 }
 

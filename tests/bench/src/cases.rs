@@ -5,13 +5,14 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use netlb_bench_ebpf::{FRAME, Order, target};
+use netlb_common::maps::capacity;
 
 use crate::conntrack;
 use crate::flows::{establish, establish_many, generators, to_server, to_service};
 use crate::frame::{self, ACK, End, Expected, L4, SYN, Tuple, Vary};
 use crate::machine;
 use crate::production::{Production, Road};
-use crate::world::{Family, Floor, Receiver, Side, World};
+use crate::world::{Family, Floor, Receiver, Run, Side, World};
 
 /// Live flows of the cold-cache cases.
 pub(crate) const MANY_FLOWS: u32 = 65_536;
@@ -20,6 +21,9 @@ pub(crate) const MANY_FLOWS: u32 = 65_536;
 const PACKETS: u32 = 50_000;
 /// The same where each packet opens a flow.
 const NEW_PACKETS: u32 = 30_000;
+
+/// Flows opened and answered in a round, in the cases with room in the maps.
+const PAIRS: u32 = 4_096;
 
 /// What a case is compared with: the row whose cost is "plain" for it, and the floor below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +47,18 @@ pub(crate) struct Case {
     expected: Option<Expected>,
     /// Empty the world's conntrack table before each run.
     empties_conntrack: bool,
+    /// The case is half of a pair: index in [`Bench::pairs`], and which half.
+    pair: Option<(usize, usize)>,
+}
+
+/// Two runs that belong together: the first opens flows, the second answers them. Each is a case of its own; whichever comes up first in a round
+/// makes both runs.
+struct Half {
+    generator: &'static str,
+    side: Side,
+    order: Order,
+    /// Done, and not yet collected by its case.
+    done: Option<Run>,
 }
 
 /// All worlds and cases.
@@ -50,6 +66,7 @@ pub(crate) struct Bench {
     pub(crate) worlds: Vec<World>,
     pub(crate) cases: Vec<Case>,
     detached: bool,
+    pairs: Vec<[Half; 2]>,
     /// Held: programs and maps of the worlds.
     _netlb: Vec<Production>,
 }
@@ -68,25 +85,45 @@ pub(crate) mod row {
 
 const FLOOR: Against = Against { floor: None, plain: None };
 
-impl Case {
-    /// Runs the case over its packets.
-    pub(crate) fn run(&mut self, worlds: &mut [World]) -> Result<crate::world::Run> {
-        let world = worlds.get_mut(self.world).context("a case without its world")?;
-        if self.empties_conntrack {
+impl Bench {
+    /// Runs a case over its packets.
+    ///
+    /// # Errors
+    /// When the kernel refuses the run.
+    pub(crate) fn run(&mut self, index: usize) -> Result<Run> {
+        let case = self.cases.get_mut(index).context("no such case")?;
+        let world = self.worlds.get_mut(case.world).context("a case without its world")?;
+        if case.empties_conntrack {
             world.enter()?;
             conntrack::flush()?;
         }
-        world.run(self.generator, &mut self.order, self.side, self.packets)
+        let Some((pair, half)) = case.pair else {
+            return world.run(case.generator, &mut case.order, case.side, case.packets);
+        };
+        let halves = self.pairs.get_mut(pair).context("half a case without its pair")?;
+        if halves.iter().all(|half| half.done.is_none()) {
+            for half in halves.iter_mut() {
+                half.done = Some(world.run(half.generator, &mut half.order, half.side, case.packets)?);
+            }
+        }
+        halves.get_mut(half).and_then(|half| half.done.take()).context("a case ran twice in a round")
     }
 
-    /// Sends one packet and judges what arrives: addresses, ports, TTL, checksums.
-    pub(crate) fn check(&mut self, worlds: &mut [World]) -> Result<()> {
-        let world = worlds.get_mut(self.world).context("a case without its world")?;
-        let Some(expected) = self.expected else { return Ok(()) };
-        world
-            .sample(self.generator, &mut self.order, self.side)
-            .and_then(|frame| frame::judge(&frame, expected))
-            .with_context(|| format!("{} ({})", self.name, self.family.name()))
+    /// Sends one packet of each case, and judges what arrives: addresses, ports, TTL, checksums. Returns what is wrong.
+    pub(crate) fn check(&mut self) -> Vec<String> {
+        let Bench { worlds, cases, pairs, .. } = self;
+        let mut wrong = Vec::new();
+        for case in cases {
+            let (Some(expected), Some(world)) = (case.expected, worlds.get_mut(case.world)) else { continue };
+            let half = case.pair.and_then(|(pair, half)| pairs.get_mut(pair)?.get_mut(half));
+            let order = half.map_or(&mut case.order, |half| &mut half.order);
+            let result =
+                world.sample(case.generator, order, case.side).and_then(|frame| frame::judge(&frame, expected));
+            if let Err(error) = result {
+                wrong.push(format!("{} ({}): {error:#}", case.name, case.family.name()));
+            }
+        }
+        wrong
     }
 }
 
@@ -104,16 +141,18 @@ struct Shape {
 
 impl Bench {
     /// Builds every world, opens the flows that must be established, and lists the cases. `detached`: netlb's programs are loaded, but
-    /// in no place.
+    /// in no place. `attempts`: how often each case may run.
     ///
     /// # Errors
     /// When something of it does not work.
-    pub(crate) fn prepare(detached: bool) -> Result<Self> {
-        let mut bench = Bench { worlds: Vec::new(), cases: Vec::new(), detached, _netlb: Vec::new() };
+    pub(crate) fn prepare(attempts: u32, detached: bool) -> Result<Self> {
+        let mut bench =
+            Bench { worlds: Vec::new(), cases: Vec::new(), detached, pairs: Vec::new(), _netlb: Vec::new() };
         bench.floors()?;
         bench.plain()?;
         bench.conntrack()?;
         bench.xdp()?;
+        bench.first_packets(attempts)?;
         bench.many_flows()?;
         bench.tcx(Road::Redirect)?;
         bench.tcx(Road::Stack)?;
@@ -224,6 +263,48 @@ impl Bench {
         let shapes = netlb_shapes(&world, &mut netlb, Road::Xdp)?;
         self._netlb.push(netlb);
         self.add(world, new_or_known, shapes)
+    }
+
+    /// The first packet of a flow and its first answer, which moves it from `CT_NEW` to `CT`, while both have room.
+    fn first_packets(&mut self, attempts: u32) -> Result<()> {
+        for family in Family::BOTH {
+            let mut world = World::new("netlb xdp, first packets", Receiver::Xdp)?;
+            let netlb = Production::new(&mut world, Road::Xdp, self.detached)?;
+            if !self.detached {
+                // The same packets, to see once that this is what they do.
+                establish_many(&mut world, &netlb, family, PAIRS)?;
+            }
+            let packets = (capacity::CT / 10 * 9 / 2 - PAIRS) / (attempts + 2);
+            let there = Shape {
+                name: "netlb XDP, a flow's first packet, room in CT_NEW (UDP)",
+                against: Against { floor: Some(row::FLOOR_REDIRECT_NEW), plain: Some(row::PLAIN_NEW) },
+                tuple: to_service(family),
+                l4: L4::Udp,
+                vary: Vary::Count,
+                side: Side::Client,
+                target: target::PROGRAM,
+                arrives: Some((to_server(family), 1)),
+            };
+            let back = Shape {
+                name: "netlb XDP, a flow's first answer: to CT (UDP)",
+                tuple: to_server(family).reversed(),
+                side: Side::Server,
+                arrives: Some((to_service(family).reversed(), 1)),
+                ..there
+            };
+            let first = self.cases.len();
+            self._netlb.push(netlb);
+            self.add(world, |_| packets.min(PAIRS), vec![(family, there), (family, back)])?;
+            let mut halves = Vec::new();
+            for (half, case) in self.cases.iter_mut().skip(first).enumerate() {
+                case.pair = Some((self.pairs.len(), half));
+                // Behind the flows that are open already.
+                let order = Order { state: u64::from(PAIRS), ..case.order };
+                halves.push(Half { generator: case.generator, side: case.side, order, done: None });
+            }
+            self.pairs.extend(<[Half; 2]>::try_from(halves).ok());
+        }
+        Ok(())
     }
 
     fn many_flows(&mut self) -> Result<()> {
@@ -393,6 +474,7 @@ fn case(world: &World, index: usize, family: Family, shape: &Shape, packets: u32
         order,
         expected,
         empties_conntrack: false,
+        pair: None,
     })
 }
 

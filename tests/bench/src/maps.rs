@@ -57,6 +57,8 @@ pub(crate) struct Row {
     pub(crate) hot: Spread,
     /// Look-up among [`Maps::entries`] in an order no cache can guess.
     pub(crate) cold: Spread,
+    /// Insertion of the entries into the empty map, once.
+    pub(crate) fill: f64,
     /// Insertion of a new key: with its later deletion in a plain hash, with the eviction of another in an LRU.
     pub(crate) churn: Spread,
     /// Bytes of kernel memory, as the kernel accounts for the map.
@@ -102,14 +104,16 @@ pub(crate) fn measure() -> Result<Maps> {
 fn on_cpu() -> Result<Maps> {
     eprintln!("map probes…");
     let mut probes = Probes::load()?;
-    let mut empty = Vec::new();
-    for subject in &SUBJECTS {
-        empty.push(probes.memory(subject)?);
-        let hits =
-            probes.run(&format!("fill_{}", subject.name), Indexes::InOrder { after: u64::MAX }, ENTRIES as u32)?.1;
-        ensure!(hits == ENTRIES, "filling {} did {hits} of {ENTRIES} insertions", subject.name);
-    }
+    let mut begun = Vec::new();
     machine::take_cpu()?;
+    for subject in &SUBJECTS {
+        let indexes = Indexes::InOrder { after: u64::MAX };
+        let bytes_empty = probes.memory(subject)?;
+        let floor = probes.run(&format!("probe_floor_{}", subject.key), indexes, ENTRIES as u32)?.0;
+        let (ns, hits) = probes.run(&format!("fill_{}", subject.name), indexes, ENTRIES as u32)?;
+        ensure!(hits == ENTRIES, "filling {} did {hits} of {ENTRIES} insertions", subject.name);
+        begun.push((bytes_empty, ns - floor));
+    }
     let mut samples: Vec<[Vec<f64>; 3]> = SUBJECTS.iter().map(|_| Default::default()).collect();
     let mut full = Vec::new();
     for round in 0..=ROUNDS {
@@ -151,8 +155,8 @@ fn on_cpu() -> Result<Maps> {
     let rows = SUBJECTS
         .iter()
         .zip(&samples)
-        .zip(empty.into_iter().zip(full))
-        .map(|((subject, [hot, cold, churn]), (bytes_empty, bytes_full))| {
+        .zip(begun.into_iter().zip(full))
+        .map(|((subject, [hot, cold, churn]), ((bytes_empty, fill), bytes_full))| {
             let spread =
                 |samples: &[f64]| Spread::of(samples).ok_or_else(|| anyhow!("{} has no samples", subject.name));
             Ok(Row {
@@ -161,6 +165,7 @@ fn on_cpu() -> Result<Maps> {
                 value: subject.value,
                 hot: spread(hot)?,
                 cold: spread(cold)?,
+                fill,
                 churn: spread(churn)?,
                 bytes_empty,
                 bytes_full,

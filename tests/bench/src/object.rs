@@ -1,9 +1,4 @@
-//! The two kernel objects, built by `build.rs`.
+//! The benchmark's own kernel object, built by `build.rs`. The programs under test come from `netlb_user`: the very bytes the agent embeds.
 
-use aya::include_bytes_aligned;
-
-/// The benchmark's own programs.
-pub(crate) static BENCH: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netlb-bench-ebpf"));
-
-/// netlb's programs, as the agent embeds them.
-pub(crate) static PRODUCTION: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netlb-ebpf"));
+/// Generator, receivers, floors and probes.
+pub(crate) static BENCH: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/netlb-bench-ebpf"));

@@ -1,7 +1,7 @@
 //! The programs under test: netlb's own object, unmodified, with ten Services in its maps.
 
-use anyhow::{Context, Result, anyhow, ensure};
-use aya::maps::{Array, HashMap};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::{TcAttachType, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use netlb_bench_ebpf::FRAME;
@@ -12,8 +12,8 @@ use netlb_common::endpoint::EndpointValue;
 use netlb_common::frontend::{FrontendKey, FrontendValue};
 use netlb_common::maps::{self, name, program as names};
 use netlb_common::{Addr, Port, proto};
+use netlb_user::bpf::object;
 
-use crate::object;
 use crate::world::{self, CLIENT_DEVICE, Device, Family, SERVER_DEVICE, World, program};
 
 /// Port of the Service, TCP and UDP.
@@ -54,7 +54,7 @@ impl Production {
     /// Names the program or map.
     pub(crate) fn new(world: &mut World, road: Road, detached: bool) -> Result<Self> {
         world.enter()?;
-        let mut object = EbpfLoader::new().load(object::PRODUCTION).context("cannot read netlb's kernel object")?;
+        let mut object = EbpfLoader::new().load(object::bytes()?).context("cannot read netlb's kernel object")?;
         world::xdp(&mut object, names::XDP_TO_POD)?;
         let from_pod = world::xdp(&mut object, names::XDP_FROM_POD)?;
         match road {
@@ -161,14 +161,11 @@ impl Production {
 }
 
 /// The plain map behind aya's typed variants.
-fn data(map: &aya::maps::Map) -> Result<&aya::maps::MapData> {
-    match map {
-        aya::maps::Map::Array(data)
-        | aya::maps::Map::PerCpuArray(data)
-        | aya::maps::Map::HashMap(data)
-        | aya::maps::Map::LruHashMap(data) => Ok(data),
-        _ => Err(anyhow!("a map of netlb's object is of a kind the contract does not have")),
-    }
+fn data(map: &Map) -> Result<&MapData> {
+    let (Map::Array(data) | Map::PerCpuArray(data) | Map::HashMap(data) | Map::LruHashMap(data)) = map else {
+        bail!("a map of netlb's object is of a kind the contract does not have");
+    };
+    Ok(data)
 }
 
 fn vip(family: Family, service: u16) -> Addr {

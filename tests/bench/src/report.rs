@@ -67,12 +67,12 @@ impl Report {
 
     pub(crate) fn maps(&mut self, maps: Maps) {
         println!(
-            "\nns per map operation, the floor taken off; capacity {}, {} entries; median (least)",
+            "\nns per map operation, the floor taken off: least (median); capacity {}, {} entries",
             maps.capacity, maps.entries
         );
         println!(
-            "{:<20} {:>5} {:>6} {:>16} {:>16} {:>18} {:>12}",
-            "", "key", "value", "look-up, hot", "look-up, cold", "insert + remove", "bytes/entry"
+            "{:<20} {:>4} {:>6} {:>16} {:>16} {:>14} {:>22} {:>12}",
+            "", "key", "value", "look-up, hot", "look-up, cold", "insert, room", "insert+remove/evict", "bytes/entry"
         );
         for row in &maps.rows {
             // A preallocated map pays for its capacity, another for its entries.
@@ -82,12 +82,13 @@ impl Report {
                 format!("{:.0}", (row.bytes_full - row.bytes_empty) as f64 / maps.entries as f64)
             };
             println!(
-                "{:<20} {:>5} {:>6} {:>16} {:>16} {:>18} {:>12}",
+                "{:<20} {:>4} {:>6} {:>16} {:>16} {:>14.0} {:>22} {:>12}",
                 row.kind,
                 row.key,
                 row.value,
                 tenths(row.hot),
                 tenths(row.cold),
+                row.fill,
                 tenths(row.churn),
                 bytes
             );
@@ -130,5 +131,5 @@ fn between(spread: Spread) -> String {
 }
 
 fn tenths(spread: Spread) -> String {
-    format!("{:.1} ({:.1})", spread.median, spread.min)
+    format!("{:.1} ({:.1})", spread.min, spread.median)
 }

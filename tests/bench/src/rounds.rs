@@ -87,42 +87,45 @@ pub(crate) fn measure(plan: Plan) -> Result<Packets> {
 fn on_cpu(plan: Plan, started: std::time::Instant) -> Result<Packets> {
     let Plan { rounds, .. } = plan;
     let attempts = 2 * rounds;
-    let mut bench = Bench::prepare(plan.detached)?;
+    let mut bench = Bench::prepare(attempts + 1, plan.detached)?;
     let cpu = machine::take_cpu()?;
-    let Bench { worlds, cases, .. } = &mut bench;
-    let wrong: Vec<String> =
-        cases.iter_mut().filter_map(|case| case.check(worlds).err()).map(|error| format!("{error:#}")).collect();
+    let wrong = bench.check();
     if !wrong.is_empty() {
         bail!("nothing is measured, because packets do not arrive as they must:\n  {}", wrong.join("\n  "));
     }
-    eprintln!("{} cases in {} worlds ready after {:.1} s", cases.len(), worlds.len(), started.elapsed().as_secs_f64());
-    let floor =
-        cases.iter().position(|c| c.name == row::FLOOR_DROP && c.family == Family::V4).context("no floor case")?;
+    eprintln!(
+        "{} cases in {} worlds ready after {:.1} s",
+        bench.cases.len(),
+        bench.worlds.len(),
+        started.elapsed().as_secs_f64()
+    );
+    let is_floor = |c: &Case| c.name == row::FLOOR_DROP && c.family == Family::V4;
+    let floor = bench.cases.iter().position(is_floor).context("no floor case")?;
 
-    let mut tallies: Vec<Tally> = cases.iter().map(|_| Tally::default()).collect();
+    let mut tallies: Vec<Tally> = bench.cases.iter().map(|_| Tally::default()).collect();
     let (mut before, mut after) = (Vec::new(), Vec::new());
     let (mut kept, mut disturbed_rounds) = (0, 0);
     // The first round warms up: caches, neighbours, full LRU lists.
     for attempt in 0..=attempts {
         machine::check_stop()?;
         let stolen = machine::stolen_ticks(cpu)?;
-        let first = floor_ns(cases, worlds, floor)?;
-        let mut round: Vec<Option<f64>> = vec![None; cases.len()];
+        let first = floor_ns(&mut bench, floor)?;
+        let mut round: Vec<Option<f64>> = vec![None; bench.cases.len()];
         let backwards = kept % 2 == 1;
-        for step in 0..cases.len() {
-            let index = if backwards { cases.len() - 1 - step } else { step };
+        for step in 0..bench.cases.len() {
+            let index = if backwards { bench.cases.len() - 1 - step } else { step };
+            let run = bench.run(index)?;
             let (Some(case), Some(tally), Some(sample)) =
-                (cases.get_mut(index), tallies.get_mut(index), round.get_mut(index))
+                (bench.cases.get(index), tallies.get_mut(index), round.get_mut(index))
             else {
                 continue;
             };
-            let run = case.run(worlds)?;
             tally.ordered += u64::from(case.packets);
             tally.sent += run.sent;
             tally.received += run.received;
             *sample = Some(run.ns_per_packet);
         }
-        let last = floor_ns(cases, worlds, floor)?;
+        let last = floor_ns(&mut bench, floor)?;
         if attempt == 0 {
             continue;
         }
@@ -153,7 +156,7 @@ fn on_cpu(plan: Plan, started: std::time::Instant) -> Result<Packets> {
     let (Some(floor_before), Some(floor_after)) = (Spread::of(&before), Spread::of(&after)) else {
         bail!("no floor was measured");
     };
-    let rows = rows(cases, &tallies)?;
+    let rows = rows(&bench.cases, &tallies)?;
     let faults = faults(&rows);
     Ok(Packets {
         cpu,
@@ -167,11 +170,11 @@ fn on_cpu(plan: Plan, started: std::time::Instant) -> Result<Packets> {
     })
 }
 
-fn floor_ns(cases: &mut [Case], worlds: &mut [crate::world::World], floor: usize) -> Result<f64> {
+fn floor_ns(bench: &mut Bench, floor: usize) -> Result<f64> {
     // The least of three: one interrupt does not condemn a round.
     let mut least = f64::INFINITY;
     for _ in 0..3 {
-        least = least.min(cases.get_mut(floor).context("no floor case")?.run(worlds)?.ns_per_packet);
+        least = least.min(bench.run(floor)?.ns_per_packet);
     }
     Ok(least)
 }

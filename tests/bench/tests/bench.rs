@@ -38,7 +38,7 @@ fn a_short_run_measures_every_row_and_loses_no_packet() {
     let report: serde_json::Value = serde_json::from_str(&json).expect("the report is JSON");
     let rows = report.pointer("/packets/rows").and_then(serde_json::Value::as_array).expect("the report has rows");
     let number = |row: &serde_json::Value, field: &str| row.get(field).and_then(serde_json::Value::as_u64);
-    assert_eq!(rows.len(), 46);
+    assert_eq!(rows.len(), 50);
     for row in rows {
         assert!(number(row, "ordered").is_some_and(|n| n > 0), "{row}");
         assert_eq!(number(row, "sent"), number(row, "ordered"), "{row}");
