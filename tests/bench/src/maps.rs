@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use aya::maps::{Array, Map, MapData};
@@ -23,6 +24,8 @@ const ENTRIES: u64 = 131_072;
 /// Operations of one measurement.
 const OPERATIONS: u32 = 1 << 17;
 const ROUNDS: u32 = 7;
+/// Time for the kernel to take the memory of removed entries back.
+const SETTLE: Duration = Duration::from_millis(200);
 
 /// One map: its name in the object (lower case), and what it is.
 struct Subject {
@@ -57,8 +60,9 @@ pub(crate) struct Row {
     pub(crate) hot: Spread,
     /// Look-up among [`Maps::entries`] in an order no cache can guess.
     pub(crate) cold: Spread,
-    /// Insertion of the entries into the empty map, once.
+    /// Insertion of the entries into the empty map, once: the first time, and when they were all removed and memory has been used before.
     pub(crate) fill: f64,
+    pub(crate) refill: f64,
     /// Insertion of a new key: with its later deletion in a plain hash, with the eviction of another in an LRU.
     pub(crate) churn: Spread,
     /// Bytes of kernel memory, as the kernel accounts for the map.
@@ -110,9 +114,10 @@ fn on_cpu() -> Result<Maps> {
         let indexes = Indexes::InOrder { after: u64::MAX };
         let bytes_empty = probes.memory(subject)?;
         let floor = probes.run(&format!("probe_floor_{}", subject.key), indexes, ENTRIES as u32)?.0;
-        let (ns, hits) = probes.run(&format!("fill_{}", subject.name), indexes, ENTRIES as u32)?;
-        ensure!(hits == ENTRIES, "filling {} did {hits} of {ENTRIES} insertions", subject.name);
-        begun.push((bytes_empty, ns - floor));
+        let fill = probes.fill(subject, indexes)? - floor;
+        probes.clear(subject)?;
+        let refill = probes.fill(subject, indexes)? - floor;
+        begun.push((bytes_empty, fill, refill));
     }
     let mut samples: Vec<[Vec<f64>; 3]> = SUBJECTS.iter().map(|_| Default::default()).collect();
     let mut full = Vec::new();
@@ -156,7 +161,7 @@ fn on_cpu() -> Result<Maps> {
         .iter()
         .zip(&samples)
         .zip(begun.into_iter().zip(full))
-        .map(|((subject, [hot, cold, churn]), ((bytes_empty, fill), bytes_full))| {
+        .map(|((subject, [hot, cold, churn]), ((bytes_empty, fill, refill), bytes_full))| {
             let spread =
                 |samples: &[f64]| Spread::of(samples).ok_or_else(|| anyhow!("{} has no samples", subject.name));
             Ok(Row {
@@ -166,6 +171,7 @@ fn on_cpu() -> Result<Maps> {
                 hot: spread(hot)?,
                 cold: spread(cold)?,
                 fill,
+                refill,
                 churn: spread(churn)?,
                 bytes_empty,
                 bytes_full,
@@ -187,7 +193,7 @@ impl Probes {
             program::<Xdp>(&mut object, &name)?.load().with_context(|| format!("cannot load {name}"))?;
         }
         for subject in &SUBJECTS {
-            for operation in ["fill", "lookup", "churn"] {
+            for operation in ["fill", "clear", "lookup", "churn"] {
                 let name = format!("{operation}_{}", subject.name);
                 program::<Xdp>(&mut object, &name)?.load().with_context(|| format!("cannot load {name}"))?;
             }
@@ -212,6 +218,22 @@ impl Probes {
             })
             .with_context(|| format!("cannot run {name}"))?;
         Ok((result.duration.as_nanos() as f64 / f64::from(PROBE_UNROLL), self.state.get(&0, 0)?.hits))
+    }
+
+    /// Inserts [`ENTRIES`] keys; ns per insertion.
+    fn fill(&mut self, subject: &Subject, indexes: Indexes) -> Result<f64> {
+        let (ns, hits) = self.run(&format!("fill_{}", subject.name), indexes, ENTRIES as u32)?;
+        ensure!(hits == ENTRIES, "filling {} did {hits} of {ENTRIES} insertions", subject.name);
+        Ok(ns)
+    }
+
+    /// Removes all entries, and gives the kernel time to take their memory back (RCU).
+    fn clear(&mut self, subject: &Subject) -> Result<()> {
+        let indexes = Indexes::InOrder { after: u64::MAX };
+        let (_, hits) = self.run(&format!("clear_{}", subject.name), indexes, ENTRIES as u32)?;
+        ensure!(hits == ENTRIES, "clearing {} did {hits} of {ENTRIES} removals", subject.name);
+        std::thread::sleep(SETTLE);
+        Ok(())
     }
 
     /// Bytes of kernel memory of a map (`memlock` of its descriptor).

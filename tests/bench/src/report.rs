@@ -71,8 +71,16 @@ impl Report {
             maps.capacity, maps.entries
         );
         println!(
-            "{:<20} {:>4} {:>6} {:>16} {:>16} {:>14} {:>22} {:>12}",
-            "", "key", "value", "look-up, hot", "look-up, cold", "insert, room", "insert+remove/evict", "bytes/entry"
+            "{:<20} {:>4} {:>6} {:>16} {:>16} {:>9} {:>9} {:>22} {:>12}",
+            "",
+            "key",
+            "value",
+            "look-up, hot",
+            "look-up, cold",
+            "insert",
+            "again",
+            "insert+remove/evict",
+            "bytes/entry"
         );
         for row in &maps.rows {
             // A preallocated map pays for its capacity, another for its entries.
@@ -82,13 +90,14 @@ impl Report {
                 format!("{:.0}", (row.bytes_full - row.bytes_empty) as f64 / maps.entries as f64)
             };
             println!(
-                "{:<20} {:>4} {:>6} {:>16} {:>16} {:>14.0} {:>22} {:>12}",
+                "{:<20} {:>4} {:>6} {:>16} {:>16} {:>9.0} {:>9.0} {:>22} {:>12}",
                 row.kind,
                 row.key,
                 row.value,
                 tenths(row.hot),
                 tenths(row.cold),
                 row.fill,
+                row.refill,
                 tenths(row.churn),
                 bytes
             );

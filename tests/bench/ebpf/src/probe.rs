@@ -92,7 +92,7 @@ macro_rules! churn {
 }
 
 macro_rules! probes {
-    ($($map:ident $kind:ident $key:ty, $words:literal, $flags:ident: $lookup:ident $fill:ident $churn:ident $churn_kind:ident;)*) => { $(
+    ($($map:ident $kind:ident $key:ty, $words:literal, $flags:ident: $lookup:ident $fill:ident $clear:ident $churn:ident $churn_kind:ident;)*) => { $(
         #[map]
         static $map: $kind<$key, [u64; $words]> = $kind::with_max_entries(1, $flags);
 
@@ -121,6 +121,15 @@ macro_rules! probes {
             })
         }
 
+        /// Removes the key.
+        #[xdp]
+        pub fn $clear(_ctx: XdpContext) -> u32 {
+            each(|index| {
+                let key = <$key>::of(index);
+                (0, $map.remove(&key).is_ok())
+            })
+        }
+
         /// Inserts a key that is not there, in a map whose size stays the same.
         #[xdp]
         pub fn $churn(_ctx: XdpContext) -> u32 {
@@ -136,14 +145,14 @@ macro_rules! probes {
 const PREALLOC: u32 = 0;
 
 probes! {
-    HASH_P_16_96 HashMap Key16, 12, PREALLOC: lookup_hash_p_16_96 fill_hash_p_16_96 churn_hash_p_16_96 Delete;
-    HASH_P_40_96 HashMap Key40, 12, PREALLOC: lookup_hash_p_40_96 fill_hash_p_40_96 churn_hash_p_40_96 Delete;
-    HASH_N_16_96 HashMap Key16, 12, NO_PREALLOC: lookup_hash_n_16_96 fill_hash_n_16_96 churn_hash_n_16_96 Delete;
-    HASH_N_40_64 HashMap Key40, 8, NO_PREALLOC: lookup_hash_n_40_64 fill_hash_n_40_64 churn_hash_n_40_64 Delete;
-    HASH_N_40_96 HashMap Key40, 12, NO_PREALLOC: lookup_hash_n_40_96 fill_hash_n_40_96 churn_hash_n_40_96 Delete;
-    HASH_N_40_128 HashMap Key40, 16, NO_PREALLOC: lookup_hash_n_40_128 fill_hash_n_40_128 churn_hash_n_40_128 Delete;
-    LRU_16_96 LruHashMap Key16, 12, PREALLOC: lookup_lru_16_96 fill_lru_16_96 churn_lru_16_96 Evict;
-    LRU_40_64 LruHashMap Key40, 8, PREALLOC: lookup_lru_40_64 fill_lru_40_64 churn_lru_40_64 Evict;
-    LRU_40_96 LruHashMap Key40, 12, PREALLOC: lookup_lru_40_96 fill_lru_40_96 churn_lru_40_96 Evict;
-    LRU_40_128 LruHashMap Key40, 16, PREALLOC: lookup_lru_40_128 fill_lru_40_128 churn_lru_40_128 Evict;
+    HASH_P_16_96 HashMap Key16, 12, PREALLOC: lookup_hash_p_16_96 fill_hash_p_16_96 clear_hash_p_16_96 churn_hash_p_16_96 Delete;
+    HASH_P_40_96 HashMap Key40, 12, PREALLOC: lookup_hash_p_40_96 fill_hash_p_40_96 clear_hash_p_40_96 churn_hash_p_40_96 Delete;
+    HASH_N_16_96 HashMap Key16, 12, NO_PREALLOC: lookup_hash_n_16_96 fill_hash_n_16_96 clear_hash_n_16_96 churn_hash_n_16_96 Delete;
+    HASH_N_40_64 HashMap Key40, 8, NO_PREALLOC: lookup_hash_n_40_64 fill_hash_n_40_64 clear_hash_n_40_64 churn_hash_n_40_64 Delete;
+    HASH_N_40_96 HashMap Key40, 12, NO_PREALLOC: lookup_hash_n_40_96 fill_hash_n_40_96 clear_hash_n_40_96 churn_hash_n_40_96 Delete;
+    HASH_N_40_128 HashMap Key40, 16, NO_PREALLOC: lookup_hash_n_40_128 fill_hash_n_40_128 clear_hash_n_40_128 churn_hash_n_40_128 Delete;
+    LRU_16_96 LruHashMap Key16, 12, PREALLOC: lookup_lru_16_96 fill_lru_16_96 clear_lru_16_96 churn_lru_16_96 Evict;
+    LRU_40_64 LruHashMap Key40, 8, PREALLOC: lookup_lru_40_64 fill_lru_40_64 clear_lru_40_64 churn_lru_40_64 Evict;
+    LRU_40_96 LruHashMap Key40, 12, PREALLOC: lookup_lru_40_96 fill_lru_40_96 clear_lru_40_96 churn_lru_40_96 Evict;
+    LRU_40_128 LruHashMap Key40, 16, PREALLOC: lookup_lru_40_128 fill_lru_40_128 clear_lru_40_128 churn_lru_40_128 Evict;
 }
