@@ -31,6 +31,8 @@ pub use order::{Plan, Step};
 mod properties;
 #[cfg(test)]
 mod rig;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
