@@ -144,6 +144,10 @@ fn drive(node: &TestNode, args: &Args, input: Manifests) -> Result<bool> {
 
     println!("\nServices:\n{}", show::services(&frontends::frontends(&node.cluster())));
     let mut report = proof::prove(node, |round| println!("Asking every Service {round} …"))?;
+    if !args.detached && args.accel == "none" {
+        report.failures.extend(proof::wrong_road(&args.delivery, node.nodes().len(), &report.clients));
+        report.ok = report.failures.is_empty();
+    }
     if let Err(error) = agents {
         report.ok = false;
         report.failures.insert(0, format!("netlb does not work: {error:#}"));
@@ -177,6 +181,12 @@ fn conclude(report: &Report) {
     }
     for problem in &report.problems {
         println!("problem: {}", show::problem(problem));
+    }
+    for client in &report.clients {
+        match client.forwarded {
+            Some(packets) => println!("from {}: the host forwarded {packets} packets", client.client),
+            None => println!("from {}: bridged past netfilter, the host cannot say which road", client.client),
+        }
     }
     if report.ok {
         let sent: u32 = report.clients.iter().flat_map(|client| &client.requests).map(|row| row.sent).sum();

@@ -97,8 +97,10 @@ fn cni_ruleset(node: u8) -> String {
     let (cluster_v4, cluster_v6) = (address::CLUSTER_V4, address::CLUSTER_V6);
     format!(
         "table inet cni {{
+  counter forwarded {{ }}
   chain forward {{
     type filter hook forward priority filter; policy accept;
+    meta l4proto {{ tcp, udp }} counter name forwarded
     ct state invalid counter drop
   }}
   chain postrouting {{
@@ -109,6 +111,27 @@ fn cni_ruleset(node: u8) -> String {
 }}
 "
     )
+}
+
+/// How many TCP and UDP packets the host's FORWARD hook has seen since [`cni_rules`]: who asks twice knows which road
+/// packets took. (Neighbour discovery, which a bridge floods on either road, is not among them.)
+/// Bridged packets are among them only if [`bridge_netfilter`] shows them.
+///
+/// # Errors
+/// When `nft` fails or prints something else.
+pub fn forwarded(net: &NetNs) -> Result<u64> {
+    let output = net
+        .run(|| Command::new("nft").args(["--json", "list", "counter", "inet", "cni", "forwarded"]).output())?
+        .context("cannot start nft")?;
+    if !output.status.success() {
+        bail!("nft does not show the counter: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let listing: serde_json::Value = serde_json::from_slice(&output.stdout).context("cannot understand nft")?;
+    let objects = listing.get("nftables").and_then(|list| list.as_array()).context("nft listed nothing")?;
+    objects
+        .iter()
+        .find_map(|object| object.pointer("/counter/packets")?.as_u64())
+        .context("nft listed no counter called forwarded")
 }
 
 /// Runs an nft script inside the namespace.

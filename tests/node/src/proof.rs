@@ -14,7 +14,9 @@ use crate::address::Family;
 use crate::agent::BackendRow;
 use crate::cluster::PodKey;
 use crate::frontends::{self, Frontend, Frontends};
+use crate::hostile;
 use crate::node::{Client, TestNode};
+use crate::topology::PodNetwork;
 use crate::wire::{ProbeResult, ProbeTarget, Transport};
 
 /// The pod that requests come from; put it among the manifests of a run that is to be proved.
@@ -61,6 +63,9 @@ pub struct Report {
 pub struct ClientReport {
     /// `pod`, `node` or `backend`.
     pub client: &'static str,
+    /// TCP and UDP packets that the nodes' FORWARD hooks saw meanwhile: which road the requests took, told by the host and not by
+    /// netlb. None where the host cannot see them, because they are bridged past netfilter.
+    pub forwarded: Option<u64>,
     /// A row a frontend.
     pub requests: Vec<Row>,
 }
@@ -167,6 +172,7 @@ fn ask(
             None => by_client.push((client, vec![target(id, frontend)])),
         }
     }
+    let forwarded_before = forwarded(node)?;
     let before = counters(node);
     let mut results: Vec<(Client, ProbeResult)> = Vec::new();
     for (client, targets) in by_client {
@@ -174,6 +180,7 @@ fn ask(
         results.extend(answers.into_iter().map(|answer| (client.clone(), answer)));
     }
     let after = counters(node);
+    let forwarded = forwarded(node)?.zip(forwarded_before).map(|(after, before)| after.saturating_sub(before));
     results.sort_by_key(|(_, result)| result.id);
 
     let flows = match (before, after) {
@@ -194,7 +201,7 @@ fn ask(
         }
         requests.push(row);
     }
-    Ok(ClientReport { client: name, requests })
+    Ok(ClientReport { client: name, forwarded, requests })
 }
 
 fn target(id: usize, frontend: &Frontend) -> ProbeTarget {
@@ -210,6 +217,40 @@ fn target(id: usize, frontend: &Frontend) -> ProbeTarget {
         at_most: count.saturating_mul(PER_BACKEND.1),
         timeout_ms: TIMEOUT_MS,
     }
+}
+
+/// Packets in all nodes' FORWARD hooks, where they can be seen.
+fn forwarded(node: &TestNode) -> Result<Option<u64>> {
+    let wires = node.wires();
+    if wires.pod_network == PodNetwork::Bridge && !wires.bridge_netfilter {
+        return Ok(None);
+    }
+    let mut sum = 0;
+    for node in node.nodes() {
+        sum += hostile::forwarded(node.net())?;
+    }
+    Ok(Some(sum))
+}
+
+/// What is wrong with the road that requests took, if `delivery` asked for one. Between nodes there is only the stack. Not to
+/// be asked of a run whose pods' sockets are translated (`--accel socket`): there netlb has no packet to deliver.
+#[must_use]
+pub fn wrong_road(delivery: &str, nodes: usize, clients: &[ClientReport]) -> Vec<String> {
+    let mut wrong = Vec::new();
+    for ClientReport { client, forwarded, .. } in clients {
+        match (delivery, *client, *forwarded) {
+            // A backend's requests to itself never take the stack, and with one backend there are no others.
+            ("stack", "pod", Some(0)) => {
+                wrong.push(format!("from {client}: --delivery stack, but the host forwarded no packet"));
+            }
+            // The node's own clients are translated at connect(), and reach pods without being forwarded.
+            ("redirect", "pod" | "backend", Some(packets @ 1..)) if nodes == 1 => {
+                wrong.push(format!("from {client}: --delivery redirect, but the host forwarded {packets} packets"));
+            }
+            _ => {}
+        }
+    }
+    wrong
 }
 
 /// Flows by Service port and backend.
@@ -372,6 +413,26 @@ mod tests {
         assert_eq!(silent, ["nobody answered"]);
         let served = judged(&frontend(&[], false), &[(A, 2)], 2, &[]);
         assert_eq!(served, ["it has no endpoints, and 2 of 4 requests were not refused"]);
+    }
+
+    #[test]
+    fn the_road_is_judged_by_what_the_host_saw() {
+        let judge = |delivery, nodes, client, forwarded| {
+            wrong_road(delivery, nodes, &[ClientReport { client, forwarded, requests: Vec::new() }])
+        };
+        let right = Vec::<String>::new();
+        assert_eq!(judge("stack", 1, "pod", Some(0)), ["from pod: --delivery stack, but the host forwarded no packet"]);
+        assert_eq!(judge("stack", 1, "pod", Some(7)), right);
+        assert_eq!(judge("stack", 1, "pod", None), right);
+        assert_eq!(judge("stack", 1, "backend", Some(0)), right);
+        for client in ["pod", "backend"] {
+            let strayed = format!("from {client}: --delivery redirect, but the host forwarded 7 packets");
+            assert_eq!(judge("redirect", 1, client, Some(7)), [strayed]);
+            assert_eq!(judge("redirect", 1, client, Some(0)), right);
+            assert_eq!(judge("redirect", 2, client, Some(7)), right);
+            assert_eq!(judge("auto", 1, client, Some(7)), right);
+        }
+        assert_eq!(judge("redirect", 1, "node", Some(7)), right);
     }
 
     #[test]
