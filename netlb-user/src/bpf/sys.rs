@@ -140,7 +140,8 @@ pub fn kind(fd: BorrowedFd<'_>) -> io::Result<ObjectKind> {
     Ok(match name.as_ref() {
         "anon_inode:bpf-map" => ObjectKind::Map,
         "anon_inode:bpf-prog" => ObjectKind::Program,
-        "anon_inode:bpf_link" => ObjectKind::Link,
+        // The first when it comes from a pin, the second when it was just created.
+        "anon_inode:bpf-link" | "anon_inode:bpf_link" => ObjectKind::Link,
         _ => ObjectKind::Other,
     })
 }
