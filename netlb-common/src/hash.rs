@@ -43,7 +43,10 @@ mod tests {
 
     #[test]
     fn test_vectors() {
-        assert_eq!([flow(0, &key(40000)), flow(0, &key(40001)), flow(7, &key(40000))], [3950148646, 3591761925, 1432796414]);
+        assert_eq!(
+            [flow(0, &key(40000)), flow(0, &key(40001)), flow(7, &key(40000))],
+            [3950148646, 3591761925, 1432796414]
+        );
     }
 
     #[test]
