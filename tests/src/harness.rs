@@ -8,12 +8,20 @@ use std::process::ExitCode;
 /// One test.
 pub struct Trial<'a> {
     pub name: String,
+    /// What only this one needs, see [`need`](crate::need::need).
+    pub need: Result<(), String>,
     pub run: Box<dyn FnOnce() -> Result<(), String> + 'a>,
 }
 
 impl<'a> Trial<'a> {
     pub fn new(name: impl Into<String>, run: impl FnOnce() -> Result<(), String> + 'a) -> Self {
-        Trial { name: name.into(), run: Box::new(run) }
+        Trial { name: name.into(), need: Ok(()), run: Box::new(run) }
+    }
+
+    /// Ignored, with the reason, unless `need` is Ok.
+    pub fn if_met(mut self, need: Result<(), String>) -> Self {
+        self.need = need;
+        self
     }
 }
 
@@ -38,8 +46,8 @@ pub fn run(need: Result<(), String>, trials: Vec<Trial<'_>>) -> ExitCode {
 
     println!("\nrunning {} tests", chosen.len());
     let (mut passed, mut ignored, mut failures) = (0, 0, Vec::new());
-    for Trial { name, run } in chosen {
-        if let Err(reason) = &need {
+    for Trial { name, need: own, run } in chosen {
+        if let Err(reason) = need.as_ref().and(own.as_ref()) {
             println!("test {name} ... ignored, {reason}");
             ignored += 1;
             continue;

@@ -6,6 +6,7 @@
 //! - [`random`]: worlds and packets by chance, the same for the same seed.
 //! - [`cases`]: the table of all cases.
 //! - [`golden`]: from YAML to map dumps.
+//! - [`disassembly`]: what the kernel object's code says about itself.
 //! - [`harness`], [`need`]: tests that are data, and tests that a machine may not be able to run.
 //!
 //! For tests over real traffic:
@@ -19,6 +20,7 @@ pub mod bulk;
 pub mod capture;
 pub mod case;
 pub mod cases;
+pub mod disassembly;
 pub mod golden;
 pub mod harness;
 pub mod host;

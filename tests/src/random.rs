@@ -290,7 +290,7 @@ impl Source {
             frame[ip.l4 + 13] = self.rng.pick(&[SYN, ACK, ACK, ACK, ACK | PSH, FIN | ACK, RST]);
             reseal(&mut frame);
         }
-        self.from_its_pod(frame, 10)
+        self.at_its_hook(frame, 10)
     }
 
     /// An answer to something that was seen.
@@ -310,11 +310,11 @@ impl Source {
             }
         }
         reseal(&mut frame);
-        self.from_its_pod(frame, 45)
+        self.at_its_hook(frame, 45)
     }
 
     /// Sends a frame from the pod whose source address it has, or (`to_pod` times in a hundred) towards a pod.
-    fn from_its_pod(&mut self, frame: Vec<u8>, to_pod: usize) -> Sent {
+    fn at_its_hook(&mut self, frame: Vec<u8>, to_pod: usize) -> Sent {
         let src = dissect(&frame).ok().and_then(|d| d.ip).map(|ip| ip.src);
         let pod = PODS.iter().find(|pod| Some(pod.ip(false)) == src || Some(pod.ip(true)) == src);
         let hook = match pod {
@@ -338,7 +338,7 @@ impl Source {
         let packet = &quoted[14..];
         let len = if self.rng.chance(50) { packet.len() } else { self.rng.below(packet.len() + 1) };
         let frame = eth().ip(from, ip.src).ttl(self.rng.pick(&[1, 2, 64])).icmp(kind, code).rest(1_400);
-        self.from_its_pod(frame.payload(&packet[..len]).bytes(), 50)
+        self.at_its_hook(frame.payload(&packet[..len]).bytes(), 50)
     }
 
     fn noise(&mut self) -> Sent {

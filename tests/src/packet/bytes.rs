@@ -98,7 +98,7 @@ impl Frame {
                 out.extend(dport.to_be_bytes());
                 out.extend(seq.to_be_bytes());
                 out.extend(ack.to_be_bytes());
-                out.extend([((20 + options.len()) / 4 << 4) as u8, *flags]);
+                out.extend([(((20 + options.len()) / 4) << 4) as u8, *flags]);
                 out.extend(window.to_be_bytes());
                 out.extend([0; 4]);
                 out.extend(options);
