@@ -14,7 +14,9 @@ fn files(folder: &str, endings: &[&str]) -> Vec<(String, String)> {
     while let Some(path) = open.pop() {
         if path.is_dir() {
             if !path.ends_with("target") && !path.ends_with(".git") {
-                open.extend(fs::read_dir(&path).expect("a readable folder").map(|e| e.expect("a readable entry").path()));
+                open.extend(
+                    fs::read_dir(&path).expect("a readable folder").map(|e| e.expect("a readable entry").path()),
+                );
             }
         } else if endings.iter().any(|e| path.to_string_lossy().ends_with(e)) {
             let name = path.strip_prefix(root()).expect("below the workspace").to_string_lossy().into_owned();
@@ -47,24 +49,43 @@ fn assert_none(rule: &str, hits: Vec<String>) {
 #[test]
 fn the_pure_rooms_have_no_io_no_clock_and_no_kernel() {
     for room in ["model", "compile", "plan"] {
-        let words = ["aya::", "tokio::", "kube::", "std::fs", "std::net::Tcp", "std::net::Udp", "Instant::now", "SystemTime", "std::thread", "k8s_openapi", "async fn"];
+        let words = [
+            "aya::",
+            "tokio::",
+            "kube::",
+            "std::fs",
+            "std::net::Tcp",
+            "std::net::Udp",
+            "Instant::now",
+            "SystemTime",
+            "std::thread",
+            "k8s_openapi",
+            "async fn",
+        ];
         assert_none(&format!("{room}/ is pure"), lines_naming(&format!("netlb-user/src/{room}"), &words));
     }
 }
 
 #[test]
 fn the_contract_and_the_core_name_neither_aya_nor_std_io() {
-    assert_none("netlb-common does no I/O", lines_naming("netlb-common/src", &["std::fs", "std::net", "std::thread", "std::time", "aya_ebpf"]));
+    assert_none(
+        "netlb-common does no I/O",
+        lines_naming("netlb-common/src", &["std::fs", "std::net", "std::thread", "std::time", "aya_ebpf"]),
+    );
     let core: Vec<_> = lines_naming("netlb-ebpf/src", &["aya_ebpf", "aya::"]);
     let edge = ["main.rs", "programs.rs", "maps.rs", "kernel.rs", "hooks/"];
-    let hits = core.into_iter().filter(|hit| !edge.iter().any(|e| hit.starts_with(&format!("netlb-ebpf/src/{e}")))).collect();
+    let hits =
+        core.into_iter().filter(|hit| !edge.iter().any(|e| hit.starts_with(&format!("netlb-ebpf/src/{e}")))).collect();
     assert_none("only the edge names aya", hits);
 }
 
 #[test]
 fn only_hooks_turn_verdicts_into_numbers() {
     let hits = lines_naming("netlb-ebpf/src", &["TC_ACT", "XDP_DROP", "XDP_PASS", "xdp_action"]);
-    assert_none("kernel return codes stand in hooks/", hits.into_iter().filter(|hit| !hit.contains("/hooks/")).collect());
+    assert_none(
+        "kernel return codes stand in hooks/",
+        hits.into_iter().filter(|hit| !hit.contains("/hooks/")).collect(),
+    );
 }
 
 #[test]
@@ -76,12 +97,19 @@ fn map_names_stand_in_the_contract_and_the_object_only() {
 
 #[test]
 fn no_debts_are_committed_without_a_name() {
-    let words = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X:"), concat!("todo", "!("), concat!("unimplemented", "!(")];
+    let words = [
+        concat!("TO", "DO"),
+        concat!("FIX", "ME"),
+        concat!("XX", "X:"),
+        concat!("todo", "!("),
+        concat!("unimplemented", "!("),
+    ];
     for folder in ["netlb-common", "netlb-ebpf", "netlb-user", "tests", "xtask"] {
         let hits = files(folder, &[".rs"])
             .into_iter()
             .flat_map(|(path, text)| {
-                let lines: Vec<String> = text.lines().enumerate().map(|(i, l)| format!("{path}:{}: {l}", i + 1)).collect();
+                let lines: Vec<String> =
+                    text.lines().enumerate().map(|(i, l)| format!("{path}:{}: {l}", i + 1)).collect();
                 lines.into_iter().filter(|l| words.iter().any(|w| l.contains(w))).collect::<Vec<_>>()
             })
             .collect();
