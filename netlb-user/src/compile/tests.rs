@@ -66,8 +66,10 @@ fn ready_endpoints_serve_and_those_that_still_serve_drain() {
 
 #[test]
 fn without_a_ready_one_those_that_terminate_and_serve_take_over() {
-    let endpoints = "{addresses: [10.0.0.2], conditions: {ready: false, serving: true, terminating: true}}, {addresses: [10.0.0.4], conditions: {ready: false, serving: false}}";
-    check(&(SERVICE.to_owned() + &slice("x", endpoints)), &["/TCP 10.96.0.1:80 -> 10.0.0.2:8080 Active"]);
+    let endpoints = "{addresses: [10.0.0.2], conditions: {ready: false, serving: true, terminating: true}}, {addresses: [10.0.0.4], conditions: {ready: false, serving: false}},
+        {addresses: [10.0.0.5], conditions: {ready: false, serving: true}}";
+    let want = "/TCP 10.96.0.1:80 -> 10.0.0.2:8080 Active, 10.0.0.5:8080 Draining";
+    check(&(SERVICE.to_owned() + &slice("x", endpoints)), &[want]);
     check(SERVICE, &["/TCP 10.96.0.1:80 -> "]);
 }
 
@@ -77,8 +79,9 @@ fn an_endpoint_listed_twice_counts_once() {
     let terminating = "{addresses: [10.0.0.1], conditions: {ready: false, serving: true, terminating: true}}";
     // The pod that ends and the one that has its address now: in order.
     for (first, second) in [("x", "y"), ("y", "x")] {
-        let yaml = SERVICE.to_owned() + &slice(first, "{addresses: [10.0.0.1]}") + &slice(second, terminating);
-        check(&yaml, &["/TCP 10.96.0.1:80 -> 10.0.0.1:8080 Active"]);
+        let ready = "{addresses: [10.0.0.1]}, {addresses: [10.0.0.2]}";
+        let yaml = SERVICE.to_owned() + &slice(first, ready) + &slice(second, terminating);
+        check(&yaml, &["/TCP 10.96.0.1:80 -> 10.0.0.1:8080 Active, 10.0.0.2:8080 Active"]);
     }
     check(
         &(SERVICE.to_owned() + &one + &slice("y", "{addresses: [10.0.0.2]}, {addresses: [10.0.0.1]}")),

@@ -83,6 +83,7 @@ impl Services {
         tables: &ServiceTables,
         chain: usize,
     ) -> Result<(), Shortage> {
+        self.drop_unseen(pass.shadow, name, tables);
         self.has_room(pass, tables)?;
         let mut given = Given::default();
         for (key, port) in &tables.ports {
@@ -111,6 +112,21 @@ impl Services {
             self.write_port(pass, key, port, chain);
         }
         Ok(())
+    }
+
+    /// Gives back ids of backends that are no longer wanted and that no plan ever brought into the store.
+    fn drop_unseen(&mut self, shadow: &Shadow, name: &ServiceName, tables: &ServiceTables) {
+        let nothing = PortTables::default();
+        let ports = self.ports_of(name).map(|(key, port)| (key, port.id, tables.ports.get(key).unwrap_or(&nothing)));
+        let unseen = ports.flat_map(|(key, service, port)| {
+            let wanted: BTreeSet<BackendKey> = keys_of(service, key, port).map(|(backend, _)| backend).collect();
+            let idle = self.backends_of(service).filter(move |(backend, _)| !wanted.contains(backend));
+            idle.filter(|(_, id)| shadow.backend_state(*id) == state::FREE)
+        });
+        for (backend, id) in unseen.map(|(backend, id)| (*backend, id)).collect::<Vec<_>>() {
+            self.backends.remove(&backend);
+            self.backend_ids.give_back(id);
+        }
     }
 
     /// Counts frontends and backends before anything is given out.
@@ -307,18 +323,10 @@ impl Services {
             for frontend in pass.shadow.frontends_of(service).filter(|f| !frontends.contains(f)) {
                 pass.withdraw(*frontend, chain);
             }
-            let backends: BTreeSet<BackendKey> = keys_of(service, &key, wanted).map(|(backend, _)| backend).collect();
-            let kept: BTreeSet<u32> =
-                backends.iter().filter_map(|backend| self.backends.get(backend)).copied().collect();
+            let backends = keys_of(service, &key, wanted).filter_map(|(backend, _)| self.backends.get(&backend));
+            let kept: BTreeSet<u32> = backends.copied().collect();
             for id in pass.shadow.backends_of(service).filter(|id| !kept.contains(id)) {
                 pass.remove(id, chain);
-            }
-            // Ids given by an earlier plan whose write never came about.
-            let idle: Vec<_> = self.backends_of(service).filter(|(backend, _)| !backends.contains(backend)).collect();
-            let unseen = idle.into_iter().filter(|(_, id)| pass.shadow.backend_state(*id) == state::FREE);
-            for (backend, id) in unseen.map(|(backend, id)| (*backend, id)).collect::<Vec<_>>() {
-                self.backends.remove(&backend);
-                self.backend_ids.give_back(id);
             }
             if port.is_none() {
                 if let Some(state) = self.ports.get_mut(&key) {

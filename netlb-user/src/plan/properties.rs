@@ -115,6 +115,9 @@ proptest! {
             let now = now.get(key).map(|(backends, _)| backends.clone()).unwrap_or_default();
             prop_assert!(backends.iter().all(|b| now.contains(b)), "{:?}: {:?} of {:?} are left", key, now, backends);
         }
+        for (id, old) in &rig.tables().backends {
+            prop_assert_eq!(next.tables().backends[id].endpoint, old.endpoint);
+        }
         let endpoints = |tables: Tables| (tables.endpoints, tables.endpoint_by_addr, tables.endpoint_by_ifindex);
         prop_assert_eq!(endpoints(next.tables()), endpoints(rig.tables()));
         // The rest comes, and all is as it was.

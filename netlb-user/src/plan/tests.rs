@@ -8,7 +8,7 @@ use netlb_common::backend::state;
 use super::rig::Rig;
 use super::{MapOp, Plan, QUARANTINE};
 use crate::k8s::convert;
-use crate::model::{Change, Kind, ObjectKey, PodDevice};
+use crate::model::{Change, Kind, Object, ObjectKey, PodDevice, PortName};
 use crate::store::{Capacity, MapStore};
 
 /// A Service `default/NAME` on 10.96.0.N:80, and a slice of its endpoints.
@@ -176,6 +176,61 @@ fn a_failed_write_holds_back_its_service_and_no_other() {
     assert_eq!((problems[0].object.as_str(), rig.controller.due()), ("Service default/a", Some(rig.now)));
     rig.settle(Vec::new(), None);
     assert_eq!((rig.tables().frontends.len(), rig.controller.problems(), rig.controller.due()), (4, vec![], None));
+}
+
+#[test]
+fn who_loses_a_frontend_keeps_its_backends_until_the_other_has_it() {
+    let mut rig = rig();
+    rig.settle(service("young", 1, &["10.0.0.1"]), None);
+    let mut older = service("old", 1, &["10.0.0.2"]);
+    if let Change::Apply(Object::Service(spec)) = &mut older[0] {
+        spec.meta.created = Some(0);
+    }
+    let plan = rig.controller.update(older, None, rig.now);
+    // Not written: the new backend. Then nothing of either may move.
+    rig.store.fail_in = Some(1);
+    assert_eq!(rig.controller.apply(&plan, &mut rig.store).failed.len(), 1);
+    let states = |rig: &Rig| rig.tables().backends.values().map(|b| state::name(b.state)).collect::<Vec<_>>();
+    assert_eq!(states(&rig), ["active"]);
+    rig.settle(Vec::new(), None);
+    assert_eq!(states(&rig), ["removed", "active"]);
+}
+
+#[test]
+fn what_was_given_to_a_service_that_does_not_fit_is_taken_back() {
+    let mut rig = Rig::new(Capacity { slots: 4, ..Capacity::default() });
+    let mut two = service("a", 1, &["10.0.0.1"]);
+    if let [Change::Apply(Object::Service(spec)), Change::Apply(Object::EndpointSlice(slice))] = &mut two[..] {
+        let (mut port, mut target) = (spec.ports[0].clone(), slice.ports[0].clone());
+        (port.name, port.port, target.name) = (PortName::new("more"), 81, PortName::new("more"));
+        spec.ports.push(port);
+        slice.ports.push(target);
+    }
+    rig.settle(two, None);
+    assert_eq!((rig.controller.problems().len(), rig.tables().frontends.len()), (1, 0));
+    rig.settle(service("b", 2, &["10.0.0.1"]), None);
+    assert_eq!(rig.tables().backends[&1].addr.to_string(), "10.0.0.1");
+    assert_eq!(rig.tables().frontends.len(), 2);
+}
+
+#[test]
+fn an_id_whose_write_never_came_about_is_free_again() {
+    let mut rig = Rig::new(Capacity { backends: 2, ..Capacity::default() });
+    rig.controller.update(service("web", 1, &["10.0.0.1"]), None, rig.now);
+    rig.settle(service("web", 1, &["10.0.0.2"]), None);
+    assert_eq!(rig.tables().backends[&1].addr.to_string(), "10.0.0.2");
+}
+
+#[test]
+fn a_released_backend_that_is_wanted_again_stays() {
+    let mut rig = rig();
+    rig.settle(service("web", 1, &["10.0.0.1", "10.0.0.2"]), None);
+    rig.settle(service("web", 1, &["10.0.0.2"]), None);
+    let removed = rig.controller.begin_sweep();
+    rig.controller.release(removed);
+    let words = step(&mut rig, service("web", 1, &["10.0.0.1", "10.0.0.2"]), None);
+    assert_eq!(words[0], "backend 1 10.0.0.1 active generation=1");
+    assert_eq!(step(&mut rig, Vec::new(), None), Vec::<String>::new());
 }
 
 #[test]
