@@ -45,9 +45,12 @@ impl<K: Pod, V: Pod> Table<K, V> {
     pub fn open(pins: &Pins, name: &'static str) -> Result<Self, TableError> {
         let pin = pins.map(name);
         let path = || pin.display().to_string();
-        let open = |source: io::Error| match source.kind() {
-            io::ErrorKind::NotFound => TableError::Absent { name, path: path() },
-            _ => TableError::Open { name, path: path(), source },
+        let open = |source: io::Error| {
+            if source.kind() == io::ErrorKind::NotFound {
+                TableError::Absent { name, path: path() }
+            } else {
+                TableError::Open { name, path: path(), source }
+            }
         };
         let fd = sys::obj_get(&pin).map_err(open)?;
         if sys::kind(fd.as_fd()).map_err(open)? != ObjectKind::Map {
