@@ -299,6 +299,19 @@ fn a_backend_on_this_node_knows_its_endpoint() {
 }
 
 #[test]
+fn a_restarted_agent_that_has_not_listed_devices_keeps_endpoints() {
+    let (mut rig, devices) = (rig(), device(5, 0xa, &["10.0.0.1"]));
+    rig.settle(service("web", 1, &["10.0.0.1"]), Some(&devices));
+    let mut next = Rig::restarted(rig.tables(), Capacity::default());
+    next.settle([service("web", 1, &["10.0.0.1"]), vec![Change::Synced]].concat(), None);
+    assert_eq!(next.dump(), rig.dump());
+    // Listed, they are gone.
+    next.settle(Vec::new(), Some(&BTreeMap::new()));
+    let tables = next.tables();
+    assert_eq!((tables.backends[&1].endpoint, tables.endpoints[&1].ifindex, tables.endpoint_by_addr.len()), (0, 0, 0));
+}
+
+#[test]
 fn config_follows_node_and_ranges() {
     let mut rig = rig();
     let yaml = "{apiVersion: networking.k8s.io/v1, kind: ServiceCIDR, metadata: {name: k}, spec: {cidrs: [10.96.7.0/16, \"fd00::/112\"]}}";
