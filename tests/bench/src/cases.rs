@@ -11,7 +11,7 @@ use crate::conntrack;
 use crate::flows::{establish, establish_many, generators, to_server, to_service};
 use crate::frame::{self, ACK, End, Expected, L4, SYN, Tuple, Vary};
 use crate::machine;
-use crate::production::{Production, Road};
+use crate::production::{Production, Programs, Road};
 use crate::world::{Family, Floor, Receiver, Run, Side, World};
 
 /// Live flows of the cold-cache cases.
@@ -62,10 +62,10 @@ struct Half {
 }
 
 /// All worlds and cases.
-pub(crate) struct Bench {
+pub(crate) struct Bench<'a> {
     pub(crate) worlds: Vec<World>,
     pub(crate) cases: Vec<Case>,
-    detached: bool,
+    programs: &'a Programs,
     pairs: Vec<[Half; 2]>,
     /// Held: programs and maps of the worlds.
     _netlb: Vec<Production>,
@@ -85,7 +85,7 @@ pub(crate) mod row {
 
 const FLOOR: Against = Against { floor: None, plain: None };
 
-impl Bench {
+impl Bench<'_> {
     /// Runs a case over its packets.
     ///
     /// # Errors
@@ -139,15 +139,14 @@ struct Shape {
     arrives: Option<(Tuple, u8)>,
 }
 
-impl Bench {
-    /// Builds every world, opens the flows that must be established, and lists the cases. `detached`: netlb's programs are loaded, but
-    /// in no place. `attempts`: how often each case may run.
+impl<'a> Bench<'a> {
+    /// Builds every world, opens the flows that must be established, and lists the cases. `attempts`: how often each case may run.
     ///
     /// # Errors
     /// When something of it does not work.
-    pub(crate) fn prepare(attempts: u32, detached: bool) -> Result<Self> {
+    pub(crate) fn prepare(programs: &'a Programs, attempts: u32) -> Result<Self> {
         let mut bench =
-            Bench { worlds: Vec::new(), cases: Vec::new(), detached, pairs: Vec::new(), _netlb: Vec::new() };
+            Bench { worlds: Vec::new(), cases: Vec::new(), programs, pairs: Vec::new(), _netlb: Vec::new() };
         bench.floors()?;
         bench.plain()?;
         bench.conntrack()?;
@@ -259,7 +258,7 @@ impl Bench {
 
     fn xdp(&mut self) -> Result<()> {
         let mut world = World::new("netlb xdp", Receiver::Xdp)?;
-        let mut netlb = Production::new(&mut world, Road::Xdp, self.detached)?;
+        let mut netlb = Production::new(&mut world, Road::Xdp, self.programs)?;
         let shapes = netlb_shapes(&world, &mut netlb, Road::Xdp)?;
         self._netlb.push(netlb);
         self.add(world, new_or_known, shapes)
@@ -269,8 +268,8 @@ impl Bench {
     fn first_packets(&mut self, attempts: u32) -> Result<()> {
         for family in Family::BOTH {
             let mut world = World::new("netlb xdp, first packets", Receiver::Xdp)?;
-            let netlb = Production::new(&mut world, Road::Xdp, self.detached)?;
-            if !self.detached {
+            let netlb = Production::new(&mut world, Road::Xdp, self.programs)?;
+            if !self.programs.detached {
                 // The same packets, to see once that this is what they do.
                 establish_many(&mut world, &netlb, family, PAIRS)?;
             }
@@ -310,8 +309,8 @@ impl Bench {
     fn many_flows(&mut self) -> Result<()> {
         for family in Family::BOTH {
             let mut world = World::new("netlb xdp, many flows", Receiver::Xdp)?;
-            let netlb = Production::new(&mut world, Road::Xdp, self.detached)?;
-            if !self.detached {
+            let netlb = Production::new(&mut world, Road::Xdp, self.programs)?;
+            if !self.programs.detached {
                 establish_many(&mut world, &netlb, family, MANY_FLOWS)?;
             }
             let shape = Shape {
@@ -333,7 +332,7 @@ impl Bench {
     fn tcx(&mut self, road: Road) -> Result<()> {
         let name = if road == Road::Stack { "netlb tcx stack" } else { "netlb tcx redirect" };
         let mut world = World::new(name, Receiver::Tcx)?;
-        let mut netlb = Production::new(&mut world, road, self.detached)?;
+        let mut netlb = Production::new(&mut world, road, self.programs)?;
         world.meet_neighbours()?;
         let shapes = netlb_shapes(&world, &mut netlb, road)?;
         self._netlb.push(netlb);

@@ -42,6 +42,9 @@ struct Options {
     /// Writes all figures and samples to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Measures this kernel object in place of the one that the agent embeds: to compare two builds of the datapath.
+    #[arg(long, value_name = "FILE")]
+    object: Option<PathBuf>,
     /// Lets disturbed rounds count: for tests of this program. The figures are then worth little, and the report says so.
     #[arg(long)]
     keep_disturbed: bool,
@@ -84,22 +87,35 @@ fn measure(options: &Options) -> Result<bool> {
     machine::stop_on_signal()?;
     let mut report = Report::new(machine::describe()?);
     report.print_machine();
-    if options.only.contains(&Part::Packets) {
-        report.packets(rounds::measure(rounds::Plan {
-            rounds: options.rounds,
-            keep_disturbed: options.keep_disturbed,
-            detached: options.detached,
-        })?);
-    }
-    if options.only.contains(&Part::Maps) {
-        report.maps(maps::measure()?);
-    }
-    if options.only.contains(&Part::Agent) {
-        report.agent(agent::measure(&options.agent)?);
+    // A part that fails does not keep the others from being measured.
+    for part in [Part::Packets, Part::Maps, Part::Agent] {
+        if options.only.contains(&part)
+            && let Err(error) = measure_part(part, options, &mut report)
+        {
+            report.fault(format!("{error:#}"));
+        }
+        machine::check_stop()?;
     }
     if let Some(path) = &options.json {
         std::fs::write(path, report.json()?).with_context(|| format!("cannot write {}", path.display()))?;
     }
     report.print_faults();
     Ok(report.faultless())
+}
+
+fn measure_part(part: Part, options: &Options, report: &mut Report) -> Result<()> {
+    match part {
+        Part::Packets => {
+            let object = match &options.object {
+                Some(path) => std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
+                None => netlb_user::bpf::object::bytes()?.to_vec(),
+            };
+            let programs = production::Programs { object, detached: options.detached };
+            let keep_disturbed = options.keep_disturbed;
+            report.packets(rounds::measure(&rounds::Plan { programs, rounds: options.rounds, keep_disturbed })?);
+        }
+        Part::Maps => report.maps(maps::measure()?),
+        Part::Agent => report.agent(agent::measure(&options.agent)?),
+    }
+    Ok(())
 }

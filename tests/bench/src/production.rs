@@ -12,7 +12,6 @@ use netlb_common::endpoint::EndpointValue;
 use netlb_common::frontend::{FrontendKey, FrontendValue};
 use netlb_common::maps::{self, name, program as names};
 use netlb_common::{Addr, Port, proto};
-use netlb_user::bpf::object;
 
 use crate::world::{self, CLIENT_DEVICE, Device, Family, SERVER_DEVICE, World, program};
 
@@ -43,22 +42,31 @@ pub(crate) enum Road {
     Stack,
 }
 
+/// The kernel object under test.
+pub(crate) struct Programs {
+    /// ELF bytes, aligned as a `Vec`'s are.
+    pub(crate) object: Vec<u8>,
+    /// Load the programs, but put them nowhere.
+    pub(crate) detached: bool,
+}
+
+/// One world's copy of the programs, with its own maps.
 pub(crate) struct Production {
     object: Ebpf,
 }
 
 impl Production {
-    /// Loads the object, fills its maps, and puts the programs in place unless `detached`. The calling thread is in the node's namespace afterwards.
+    /// Loads the object, fills its maps, and puts the programs in place, unless they are to stay detached. The calling thread is in the node's namespace afterwards.
     ///
     /// # Errors
     /// Names the program or map.
-    pub(crate) fn new(world: &mut World, road: Road, detached: bool) -> Result<Self> {
+    pub(crate) fn new(world: &mut World, road: Road, programs: &Programs) -> Result<Self> {
         world.enter()?;
-        let mut object = EbpfLoader::new().load(object::bytes()?).context("cannot read netlb's kernel object")?;
+        let mut object = EbpfLoader::new().load(&programs.object).context("cannot read netlb's kernel object")?;
         world::xdp(&mut object, names::XDP_TO_POD)?;
         let from_pod = world::xdp(&mut object, names::XDP_FROM_POD)?;
         match road {
-            _ if detached => {}
+            _ if programs.detached => {}
             Road::Xdp => world.set_program(from_pod)?,
             Road::Redirect | Road::Stack => {
                 for device in [CLIENT_DEVICE, SERVER_DEVICE] {

@@ -15,11 +15,13 @@ pub(crate) struct Report {
     packets: Option<Packets>,
     maps: Option<Maps>,
     agent: Option<Agent>,
+    /// Why figures are missing or do not count.
+    faults: Vec<String>,
 }
 
 impl Report {
     pub(crate) fn new(machine: Machine) -> Self {
-        Report { machine, packets: None, maps: None, agent: None }
+        Report { machine, packets: None, maps: None, agent: None, faults: Vec::new() }
     }
 
     pub(crate) fn print_machine(&self) {
@@ -62,6 +64,7 @@ impl Report {
                 row.received,
             );
         }
+        self.faults.extend(packets.faults());
         self.packets = Some(packets);
     }
 
@@ -124,14 +127,19 @@ impl Report {
         Ok(text)
     }
 
+    /// Makes the run fail.
+    pub(crate) fn fault(&mut self, fault: String) {
+        self.faults.push(fault);
+    }
+
     pub(crate) fn print_faults(&self) {
-        for fault in self.packets.iter().flat_map(|p| &p.faults) {
-            println!("FAILED: {fault}");
+        for fault in &self.faults {
+            eprintln!("FAILED: {fault}");
         }
     }
 
     pub(crate) fn faultless(&self) -> bool {
-        self.packets.iter().all(|p| p.faults.is_empty())
+        self.faults.is_empty()
     }
 }
 

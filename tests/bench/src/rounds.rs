@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::cases::{Bench, Case, row};
 use crate::machine;
+use crate::production::Programs;
 use crate::stats::Spread;
 use crate::world::Family;
 
@@ -25,8 +26,6 @@ pub(crate) struct Packets {
     pub(crate) floor_before: Spread,
     pub(crate) floor_after: Spread,
     pub(crate) rows: Vec<Row>,
-    /// What makes the figures worthless, if anything.
-    pub(crate) faults: Vec<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,21 +56,19 @@ struct Tally {
 }
 
 /// How to measure.
-#[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
+    pub(crate) programs: Programs,
     /// Rounds that must count.
     pub(crate) rounds: u32,
     /// Disturbed rounds count too.
     pub(crate) keep_disturbed: bool,
-    /// netlb's programs are in no place, and nothing can be measured.
-    pub(crate) detached: bool,
 }
 
 /// Measures until enough rounds count.
 ///
 /// # Errors
 /// When a world cannot be built, a sample packet is not what it must be, or the machine is too restless.
-pub(crate) fn measure(plan: Plan) -> Result<Packets> {
+pub(crate) fn measure(plan: &Plan) -> Result<Packets> {
     let started = std::time::Instant::now();
     // Namespaces and CPU belong to the thread that measures.
     std::thread::scope(|scope| {
@@ -84,10 +81,10 @@ pub(crate) fn measure(plan: Plan) -> Result<Packets> {
     })
 }
 
-fn on_cpu(plan: Plan, started: std::time::Instant) -> Result<Packets> {
-    let Plan { rounds, .. } = plan;
-    let attempts = 2 * rounds;
-    let mut bench = Bench::prepare(attempts + 1, plan.detached)?;
+fn on_cpu(plan: &Plan, started: std::time::Instant) -> Result<Packets> {
+    let rounds = plan.rounds;
+    let attempts = 3 * rounds;
+    let mut bench = Bench::prepare(&plan.programs, attempts + 1)?;
     let cpu = machine::take_cpu()?;
     let wrong = bench.check();
     if !wrong.is_empty() {
@@ -157,7 +154,6 @@ fn on_cpu(plan: Plan, started: std::time::Instant) -> Result<Packets> {
         bail!("no floor was measured");
     };
     let rows = rows(&bench.cases, &tallies)?;
-    let faults = faults(&rows);
     Ok(Packets {
         cpu,
         rounds: kept,
@@ -166,11 +162,10 @@ fn on_cpu(plan: Plan, started: std::time::Instant) -> Result<Packets> {
         floor_before,
         floor_after,
         rows,
-        faults,
     })
 }
 
-fn floor_ns(bench: &mut Bench, floor: usize) -> Result<f64> {
+fn floor_ns(bench: &mut Bench<'_>, floor: usize) -> Result<f64> {
     // The least of three: one interrupt does not condemn a round.
     let mut least = f64::INFINITY;
     for _ in 0..3 {
@@ -207,14 +202,51 @@ fn rows(cases: &[Case], tallies: &[Tally]) -> Result<Vec<Row>> {
         .collect()
 }
 
-fn faults(rows: &[Row]) -> Vec<String> {
-    rows.iter()
-        .filter(|row| row.sent != row.ordered || row.received != row.sent)
-        .map(|row| {
+impl Packets {
+    /// Rows whose packets did not all arrive.
+    pub(crate) fn faults(&self) -> Vec<String> {
+        let lost = self.rows.iter().filter(|row| row.sent != row.ordered || row.received != row.sent);
+        lost.map(|row| {
             format!(
                 "{} ({}): {} packets ordered, {} sent, {} received; its figures do not count",
                 row.name, row.family, row.ordered, row.sent, row.received
             )
         })
         .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(name: &'static str, ordered: u64, sent: u64, received: u64) -> Row {
+        let ns = Spread { median: 1.0, min: 1.0, max: 1.0 };
+        let samples = vec![1.0];
+        Row { name, family: "IPv4", ns, over_floor: None, plain: None, ordered, sent, received, samples }
+    }
+
+    #[test]
+    fn a_row_counts_only_if_every_packet_arrived() {
+        let floor = Spread { median: 1.0, min: 1.0, max: 1.0 };
+        let rows =
+            vec![row("whole", 10, 10, 10), row("lost", 10, 10, 9), row("short", 10, 9, 9), row("twice", 10, 10, 11)];
+        let packets = Packets {
+            cpu: 0,
+            rounds: 1,
+            disturbed: 0,
+            keep_disturbed: false,
+            floor_before: floor,
+            floor_after: floor,
+            rows,
+        };
+        assert_eq!(
+            packets.faults(),
+            [
+                "lost (IPv4): 10 packets ordered, 10 sent, 9 received; its figures do not count",
+                "short (IPv4): 10 packets ordered, 9 sent, 9 received; its figures do not count",
+                "twice (IPv4): 10 packets ordered, 10 sent, 11 received; its figures do not count",
+            ]
+        );
+    }
 }
