@@ -171,7 +171,7 @@ proptest! {
                     objects.remove(&key);
                     world.delete(&key)
                 }
-                Change::Synced => Dirty::default(),
+                Change::Incomplete | Change::Synced => Dirty::default(),
             };
             if let Some(devices) = devices {
                 dirty.merge(world.set_devices(&devices));

@@ -43,15 +43,17 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// What has to be told to somebody who knows `old`. Ends with [`Change::Synced`] if this snapshot is complete.
+    /// What has to be told to somebody who knows `old`. Ends with [`Change::Synced`], after [`Change::Incomplete`] if this snapshot is not
+    /// complete.
     pub fn changes_since(&self, old: &Snapshot) -> Vec<Change> {
         let changed = self.objects.iter().filter(|(key, object)| old.objects.get(key) != Some(object));
         let mut changes: Vec<Change> = changed.map(|(_, object)| Change::Apply(object.clone())).collect();
         let gone = old.objects.keys().filter(|key| !self.objects.contains_key(key));
         changes.extend(gone.cloned().map(Change::Delete));
-        if self.complete {
-            changes.push(Change::Synced);
+        if !self.complete {
+            changes.push(Change::Incomplete);
         }
+        changes.push(Change::Synced);
         changes
     }
 }
@@ -400,7 +402,7 @@ mod tests {
         dir.write("b.yaml", &service("two"));
         let first = dir.read();
         assert_eq!((first.complete, names(&first)), (false, vec!["Service default/two".to_owned()]));
-        assert!(!first.changes_since(&Snapshot::default()).contains(&Change::Synced));
+        assert_eq!(first.changes_since(&first), [Change::Incomplete, Change::Synced]);
         fs::remove_file(dir.dir.path().join("a.yaml")).unwrap();
         let second = dir.read();
         assert!(second.complete);

@@ -108,6 +108,9 @@ pub enum Change {
     Apply(Object),
     /// The object is gone.
     Delete(ObjectKey),
-    /// The source has been read whole at least once: what it did not name does not exist. Until then nothing is removed from the maps.
+    /// Something in the source cannot be read and never was: what is not named may exist all the same. Belongs to the next `Synced`.
+    Incomplete,
+    /// The source has been read to its end. Unless `Incomplete` came with it, what it did not name does not exist; until it comes without,
+    /// nothing that an agent before this one left is removed from the maps.
     Synced,
 }

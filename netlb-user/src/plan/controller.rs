@@ -68,7 +68,7 @@ pub struct Controller {
 
 impl Controller {
     /// Starts from what the store holds: empty, or what an agent before this one left. Nothing in it is removed before
-    /// [`Change::Synced`] has come.
+    /// [`Change::Synced`] has come, without [`Change::Incomplete`].
     pub fn new(restored: &Tables, capacity: Capacity) -> Self {
         let shadow = Shadow::new(restored);
         Controller {
@@ -78,7 +78,8 @@ impl Controller {
             endpoints: Endpoints::new(capacity, restored),
             shadow,
             node: None,
-            synced: false,
+            // Empty maps hold nothing that could be missed.
+            synced: restored.frontends.is_empty() && restored.backends.is_empty() && restored.endpoints.is_empty(),
             devices_known: false,
             now: Duration::ZERO,
             idle: true,
@@ -105,12 +106,13 @@ impl Controller {
         self.now = now;
         self.services.tick(now);
         self.endpoints.tick(now);
-        let mut dirty = Dirty::default();
+        let (mut dirty, mut whole) = (Dirty::default(), true);
         for change in changes {
             match change {
                 Change::Apply(object) => dirty.merge(self.world.apply(object)),
                 Change::Delete(key) => dirty.merge(self.world.delete(&key)),
-                Change::Synced => self.synced = true,
+                Change::Incomplete => whole = false,
+                Change::Synced => self.synced |= std::mem::replace(&mut whole, true),
             }
         }
         if let Some(devices) = devices {

@@ -109,7 +109,8 @@ proptest! {
         let old = view(&rig.tables());
         let mut next = Rig::restarted(rig.tables(), Capacity::default());
         let some = a.0.values().zip(picked).filter(|(_, picked)| *picked);
-        next.settle(some.map(|(object, _)| Change::Apply(object.clone())).collect(), None);
+        let some = some.map(|(object, _)| Change::Apply(object.clone()));
+        next.settle(some.chain([Change::Incomplete, Change::Synced]).collect(), None);
         for (key, (backends, _)) in &old {
             let now = view(&next.tables());
             let now = now.get(key).map(|(backends, _)| backends.clone()).unwrap_or_default();
