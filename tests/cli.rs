@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         ("status tells that the node is ready, by which road, and each device", status),
         ("help names every command and shows examples", help),
         ("a NetworkPolicy is reported as not enforced yet", not_enforced),
-        ("ten kinds of broken objects are named, and five Services beside them work", ten_problems),
+        ("ten kinds of broken objects are named, and five Services beside them work", |_| ten_problems()),
         ("a file half written is not half believed", half_written),
         ("a second agent on the same pins is refused", second_agent),
         ("settings that cannot be are refused, with the remedy", bad_settings),
@@ -292,84 +292,132 @@ fn raw_slice(name: &str, service: &str, address_type: &str, endpoints: &str) -> 
     )
 }
 
-fn ten_problems(rig: &Rig) -> Result<()> {
-    // The world has four Services already.
-    rig.apply(&raw_service("fifth", "{selector: {app: web}, ports: [{name: http, port: 80, targetPort: http}]}"))?;
-    let taken = rig.frontend("solo", Family::Ipv4, 80)?.ip();
-    let long = "n".repeat(10_000);
-    // File, what it says, the object and the field that the problem must name.
-    let broken: [(&str, String, &str, &str); 10] = [
-        ("a-unparsable.yaml", "kind: Service\nmetadata: {name: x\nspec: [}\n".into(), "", ""),
-        ("b-kind.yaml", "apiVersion: v1\nkind: Sevrice\nmetadata: {name: b}\n".into(), "Sevrice", "kind"),
-        (
+/// The Service that stands fifth beside the four of the shared world.
+const FIFTH: &str = "
+apiVersion: v1
+kind: Service
+metadata: {name: fifth}
+spec: {clusterIP: 10.96.9.1, selector: {app: web}, ports: [{name: http, port: 80, targetPort: http}]}
+";
+
+/// A file, what it says, and the object and the field that its problem must name.
+struct Broken {
+    file: &'static str,
+    text: String,
+    object: &'static str,
+    field: &'static str,
+}
+
+fn broken() -> [Broken; 10] {
+    let one = |file, object, field, text| Broken { file, text, object, field };
+    let slice = |name: &str, address_type: &str, endpoints: &str| raw_slice(name, "nobody", address_type, endpoints);
+    [
+        one(
+            "a-unparsable.yaml",
+            "a-unparsable.yaml",
+            "line ",
+            "kind: Service\nmetadata: {name: x\nspec: [}\n".to_owned(),
+        ),
+        one("b-kind.yaml", "Sevrice", "kind", "apiVersion: v1\nkind: Sevrice\nmetadata: {name: b}\n".to_owned()),
+        one(
             "c-port.yaml",
-            raw_service("c", "{clusterIP: 10.96.9.3, ports: [{port: 80}, {name: x, port: 70000}]}"),
             "default/c",
             "spec.ports[1].port",
+            raw_service("c", "{clusterIP: 10.96.9.3, ports: [{name: a, port: 80}, {name: b, port: 70000}]}"),
         ),
-        ("d-fqdn.yaml", raw_slice("d", "fifth", "FQDN", "[{addresses: [example.org]}]"), "default/d", "addressType"),
-        (
+        one("d-fqdn.yaml", "default/d", "addressType", slice("d", "FQDN", "[{addresses: [example.org]}]")),
+        one(
             "e-twice.yaml",
-            raw_slice("e", "nobody", "IPv4", "[{addresses: [10.244.9.9]}, {addresses: [10.244.9.9]}]"),
             "default/e",
             "endpoints[1].addresses[0]",
+            raw_service("e", "{clusterIP: 10.96.9.5, ports: [{name: http, port: 80}]}")
+                + "---\n"
+                + &raw_slice("e", "e", "IPv4", "[{addresses: [10.244.9.9]}, {addresses: [10.244.9.9]}]"),
         ),
-        (
+        // Of the same age as the owner of the address; then the name decides.
+        one(
             "f-taken.yaml",
-            raw_service("f", &format!("{{clusterIP: {taken}, ports: [{{name: http, port: 80}}]}}")),
-            "default/f",
-            "spec.clusterIPs[0]",
+            "default/taker",
+            "spec.ports[0].port",
+            raw_service("taker", "{clusterIP: 10.96.9.1, ports: [{name: http, port: 80}]}"),
         ),
-        ("g-long.yaml", raw_service(&long, "{clusterIP: 10.96.9.7, ports: [{port: 80}]}"), "nnnn", "metadata.name"),
-        (
+        one(
+            "g-long.yaml",
+            "Service",
+            "metadata.name",
+            raw_service(&"n".repeat(10_000), "{clusterIP: 10.96.9.7, ports: [{port: 80}]}"),
+        ),
+        one(
             "h-type.yaml",
-            raw_service("h", "{clusterIP: 10.96.9.8, ports: [{port: http}]}"),
             "default/h",
             "spec.ports[0].port",
+            raw_service("h", "{clusterIP: 10.96.9.8, ports: [{port: http}]}"),
         ),
-        (
+        one(
             "i-address.yaml",
-            raw_service("i", "{clusterIP: 10.96.9.300, ports: [{port: 80}]}"),
             "default/i",
             "spec.clusterIP",
+            raw_service("i", "{clusterIP: 10.96.9.300, ports: [{port: 80}]}"),
         ),
-        (
+        one(
             "j-endpoint.yaml",
-            raw_slice("j", "nobody", "IPv4", "[{addresses: [10.244.9.999]}]"),
             "default/j",
             "endpoints[0].addresses[0]",
+            slice("j", "IPv4", "[{addresses: [10.244.9.999]}]"),
         ),
-    ];
-    for (file, text, _, _) in &broken {
+    ]
+}
+
+fn ten_problems() -> Result<()> {
+    let broken = broken();
+    let files = broken.each_ref().map(|one| (one.file, one.text.clone()));
+    // There from the start, so that the agent never saw this folder whole.
+    let rig = Rig::start_beside(STYLE, ACTOR, &format!("{WORLD}---{FIFTH}"), &files)?;
+    let check = |when: &str| -> Result<()> {
+        ensure_ten(&rig, &broken).with_context(|| when.to_owned())?;
+        five_work(&rig).with_context(|| when.to_owned())
+    };
+    check("from the start")?;
+
+    for (file, _) in &files {
+        rig.node.write_raw(file, None)?;
+    }
+    rig.settle()?;
+    let status = rig.agent.status()?.context("no status")?;
+    ensure!(status["problems"] == serde_json::json!([]), "problems that were solved: {}", status["problems"]);
+    for (file, text) in &files {
         rig.node.write_raw(file, Some(text))?;
     }
     rig.settle()?;
+    check("into a running agent's folder")?;
 
+    // Everything else goes on: new Services come, pods go.
+    rig.apply("apiVersion: v1\nkind: Service\nmetadata: {name: sixth}\nspec: {selector: {app: dns}, ports: [{port: 80, targetPort: dns-tcp}]}\n")?;
+    rig.scale("web", 2)?;
+    let mut wanted = Vec::new();
+    for family in Family::BOTH {
+        wanted.push((Tcp, rig.frontend("sixth", family, 80)?, rig.backends("dns", family, 5354)));
+        wanted.push((Tcp, rig.frontend("web", family, 80)?, rig.backends("web", family, 8080)));
+    }
+    rig.ask_all(&Client::Pod(PodKey::parse("client")), &wanted)
+}
+
+fn ensure_ten(rig: &Rig, broken: &[Broken; 10]) -> Result<()> {
     let status: Value = serde_json::from_slice(&status_output(rig, &["-o", "json"])?.stdout)?;
     let problems = status["problems"].as_array().context("no problems")?;
     let listed = serde_json::to_string_pretty(problems)?;
     ensure!(problems.len() == broken.len(), "{} problems, not {}:\n{listed}", problems.len(), broken.len());
-    for (file, _, object, field) in &broken {
-        let named = |problem: &&Value| problem["file"].as_str().is_some_and(|path| path.ends_with(file));
-        let problem = problems.iter().find(named).with_context(|| format!("no problem of {file}:\n{listed}"))?;
+    for Broken { file, object, field, .. } in broken {
+        let problem = problems.iter().find(|problem| problem["file"] == *file);
+        let problem = problem.with_context(|| format!("no problem of {file}:\n{listed}"))?;
         let text = |name: &str| problem[name].as_str().unwrap_or_default();
         ensure!(text("object").contains(object), "{file}: the object is {:?}, not {object}", text("object"));
         ensure!(text("field").starts_with(field), "{file}: the field is {:?}, not {field}", text("field"));
         ensure!(!text("message").is_empty() && !text("remedy").is_empty(), "{file}: {problem}");
         ensure!(problem.to_string().len() < 2000, "{file}: a problem of {} bytes", problem.to_string().len());
     }
-    let unparsable =
-        problems.iter().find(|problem| problem["file"].as_str().is_some_and(|f| f.ends_with("a-unparsable.yaml")));
-    ensure!(unparsable.is_some_and(|p| p.to_string().contains("line ")), "{unparsable:?} names no line");
-
-    five_work(rig)?;
-    for (file, ..) in &broken {
-        rig.node.write_raw(file, None)?;
-    }
-    rig.settle()?;
-    let status = rig.agent.status()?.context("no status")?;
-    ensure!(status["problems"] == serde_json::json!([]), "problems that were solved: {}", status["problems"]);
-    Ok(())
+    let text = String::from_utf8(status_output(rig, &[])?.stdout)?;
+    ensure_all(&text, &["Problems (10)", "j-endpoint.yaml", "endpoints[0].addresses[0]"])
 }
 
 fn five_work(rig: &Rig) -> Result<()> {
@@ -519,6 +567,8 @@ fn status_output_of(run_dir: &str) -> Result<Output> {
 }
 
 fn dead_agent(rig: &Rig) -> Result<()> {
+    // Names of what was new just now may follow a moment later.
+    rig.eventually("every Service has its name", || ensure_no_ids(&rig.agent.netlb(&["service", "list"])?))?;
     rig.agent.kill9()?;
     let output = status_output(rig, &[])?;
     ensure!(output.status.code() == Some(1), "exit status {} of a dead agent's status", output.status);

@@ -157,7 +157,15 @@ impl Puppet {
     /// The kernel's, or when the answer is not to that line.
     pub fn ask(&mut self, socket: Socket, line: &str) -> Result<Answer> {
         self.send(socket, None, &format!("{line}\n"))?;
-        let (_, text) = self.receive(socket)?;
+        // A connection may hand an answer over in pieces.
+        let mut text = String::new();
+        while !text.ends_with('\n') {
+            let (_, piece) = self.receive(socket)?;
+            if piece.is_empty() {
+                bail!("the connection ended after {text:?}");
+            }
+            text.push_str(&piece);
+        }
         let answer: Answer = text.parse().map_err(anyhow::Error::msg)?;
         if answer.echo != line {
             bail!("asked {line:?}, and was answered {:?}", answer.echo);

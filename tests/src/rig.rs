@@ -85,6 +85,14 @@ impl Rig {
     /// # Errors
     /// When something is missing or the agent does not come up.
     pub fn start(style: Style, actor: &'static str, yaml: &str) -> Result<Self> {
+        Self::start_beside(style, actor, yaml, &[])
+    }
+
+    /// As [`Rig::start`], with more files in the source, by name, that are there before the agent first reads it.
+    ///
+    /// # Errors
+    /// As [`Rig::start`].
+    pub fn start_beside(style: Style, actor: &'static str, yaml: &str, files: &[(&str, String)]) -> Result<Self> {
         let actor = Path::new(actor);
         let node = TestNode::builder()
             .pod_network(style.pods)
@@ -93,6 +101,9 @@ impl Rig {
             .helper(Helper::binary(actor.to_owned()))
             .start()?;
         node.apply(yaml)?;
+        for (name, text) in files {
+            node.write_raw(name, Some(text))?;
+        }
         let options = AgentOptions {
             delivery: style.delivery.to_owned(),
             accel: style.accel.to_owned(),
