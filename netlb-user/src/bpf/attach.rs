@@ -118,11 +118,11 @@ pub enum Outcome {
 
 /// A program could not be attached.
 #[derive(Debug, thiserror::Error)]
-#[error("{hook}: {what}: {source}; {remedy}")]
+#[error("{hook}: {what}: {cause}; {remedy}")]
 pub struct AttachError {
     hook: String,
     what: &'static str,
-    source: io::Error,
+    cause: io::Error,
     remedy: &'static str,
 }
 
@@ -227,7 +227,7 @@ impl Attach for Links {
     fn ensure(&mut self, hook: Hook, program: BorrowedFd<'_>) -> Result<Outcome, AttachError> {
         let pin = self.pin(hook);
         let refused =
-            |what, source: io::Error| AttachError { hook: hook.pin_name(), what, remedy: remedy(&source), source };
+            |what, cause: io::Error| AttachError { hook: hook.pin_name(), what, remedy: remedy(&cause), cause };
         match self.reuse(&pin, hook, program) {
             Ok(Some(outcome)) => Ok(outcome),
             Ok(None) => self.create(&pin, hook, program).map_err(|e| refused("attaching", e)),
@@ -236,11 +236,11 @@ impl Attach for Links {
     }
 
     fn remove(&mut self, hook: Hook) -> Result<bool, AttachError> {
-        remove_file(&self.pin(hook)).map_err(|source| AttachError {
+        remove_file(&self.pin(hook)).map_err(|cause| AttachError {
             hook: hook.pin_name(),
             what: "removing the link's pin",
-            remedy: remedy(&source),
-            source,
+            remedy: remedy(&cause),
+            cause,
         })
     }
 

@@ -34,12 +34,10 @@ pub enum PinError {
         "pin path {path} is not on a bpf file system; mount one (`mount -t bpf bpf /sys/fs/bpf`) or name another with --pin-path"
     )]
     NoBpffs { path: String },
-    #[error(
-        "pin path {path}: {source}; check that its bpf file system is mounted writable and that netlb runs as root"
-    )]
-    Directory { path: String, source: io::Error },
-    #[error("pin {path} cannot be read: {source}; run `netlb cleanup` to start anew")]
-    Unreadable { path: String, source: io::Error },
+    #[error("pin path {path}: {cause}; check that its bpf file system is mounted writable and that netlb runs as root")]
+    Directory { path: String, cause: io::Error },
+    #[error("pin {path} cannot be read: {cause}; run `netlb cleanup` to start anew")]
+    Unreadable { path: String, cause: io::Error },
     #[error(
         "pin {path} is not a map of this netlb: {what}; another program or another build of netlb made it. Run that build's `netlb cleanup`, or remove the file"
     )]
@@ -130,8 +128,7 @@ impl Pins {
             return Err(PinError::NoBpffs { path: self.root.display().to_string() });
         }
         for dir in [self.maps_dir(), self.links_dir()] {
-            fs::create_dir_all(&dir)
-                .map_err(|source| PinError::Directory { path: dir.display().to_string(), source })?;
+            fs::create_dir_all(&dir).map_err(|cause| PinError::Directory { path: dir.display().to_string(), cause })?;
         }
         Ok(())
     }
@@ -150,9 +147,9 @@ impl Pins {
             let fd = match sys::obj_get(&pin) {
                 Ok(fd) => fd,
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-                Err(source) => return Err(PinError::Unreadable { path: path(), source }),
+                Err(cause) => return Err(PinError::Unreadable { path: path(), cause }),
             };
-            let unreadable = |source| PinError::Unreadable { path: path(), source };
+            let unreadable = |cause| PinError::Unreadable { path: path(), cause };
             let kind = sys::kind(fd.as_fd()).map_err(unreadable)?;
             if kind != ObjectKind::Map {
                 return Err(PinError::Incompatible { path: path(), what: format!("it is a {kind:?}").to_lowercase() });

@@ -19,8 +19,8 @@ const BATCH: usize = 4096;
 pub enum TableError {
     #[error("map {name} is not pinned at {path}; start `netlb agent` with this --pin-path first")]
     Absent { name: &'static str, path: String },
-    #[error("map {name} at {path}: {source}")]
-    Open { name: &'static str, path: String, source: io::Error },
+    #[error("map {name} at {path}: {cause}; run netlb as root, and check that the pin is a map of this netlb")]
+    Open { name: &'static str, path: String, cause: io::Error },
     #[error(
         "map {name} at {path} has keys of {key} and values of {value} bytes, this netlb expects {want_key} and {want_value}; use the netlb that made it, or remove it with `netlb cleanup`"
     )]
@@ -45,17 +45,17 @@ impl<K: Pod, V: Pod> Table<K, V> {
     pub fn open(pins: &Pins, name: &'static str) -> Result<Self, TableError> {
         let pin = pins.map(name);
         let path = || pin.display().to_string();
-        let open = |source: io::Error| {
-            if source.kind() == io::ErrorKind::NotFound {
+        let open = |cause: io::Error| {
+            if cause.kind() == io::ErrorKind::NotFound {
                 TableError::Absent { name, path: path() }
             } else {
-                TableError::Open { name, path: path(), source }
+                TableError::Open { name, path: path(), cause }
             }
         };
         let fd = sys::obj_get(&pin).map_err(open)?;
         if sys::kind(fd.as_fd()).map_err(open)? != ObjectKind::Map {
-            let source = io::Error::other("the pin is not a map");
-            return Err(TableError::Open { name, path: path(), source });
+            let cause = io::Error::other("the pin is not a map");
+            return Err(TableError::Open { name, path: path(), cause });
         }
         let info = sys::map_info(fd.as_fd()).map_err(open)?;
         if info.key as usize != size_of::<K>() || info.value as usize != size_of::<V>() {

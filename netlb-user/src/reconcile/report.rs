@@ -13,8 +13,8 @@ use crate::observe::status::{self, Conntrack, DeviceStatus, Ready, Status};
 use crate::plan::Names;
 use crate::runtime::preflight;
 
-/// Names are written at once as long as that costs less than this; bigger worlds wait a little.
-const CHEAP: Duration = Duration::from_millis(3);
+/// Names are written at once in worlds of at most so many Services; bigger ones wait a little.
+const SMALL: usize = 2000;
 /// How long bigger worlds' names may be old.
 const NAMES: Duration = Duration::from_secs(1);
 
@@ -28,7 +28,6 @@ pub(super) struct Report {
     started: u64,
     status: Option<Status>,
     names: Option<Names>,
-    names_cost: Duration,
     names_at: Option<Duration>,
 }
 
@@ -66,20 +65,18 @@ impl Report {
 
     fn write_names(&mut self, agent: &Reconciler) -> io::Result<()> {
         let now = agent.now();
-        if self.names_cost > CHEAP {
+        if agent.controller.compiled().services.len() > SMALL {
             let at = *self.names_at.get_or_insert(now + NAMES);
             if now < at {
                 return Ok(());
             }
         }
         self.names_at = None;
-        let began = std::time::Instant::now();
         let all = agent.controller.names();
         if self.names.as_ref() != Some(&all) {
             names::write(&agent.config.run_dir, &all)?;
             self.names = Some(all);
         }
-        self.names_cost = began.elapsed();
         Ok(())
     }
 

@@ -20,8 +20,8 @@ pub enum LockError {
         "{folder} is in use by another netlb agent; end that one first, or give this one its own --pin-path and --run-dir"
     )]
     Taken { folder: String },
-    #[error("{folder}: {source}; check that the folder exists and that netlb runs as root")]
-    Folder { folder: String, source: io::Error },
+    #[error("{folder}: {cause}; check that the folder exists and that netlb runs as root")]
+    Folder { folder: String, cause: io::Error },
 }
 
 impl DirLock {
@@ -31,11 +31,11 @@ impl DirLock {
     /// If another process holds it, or it cannot be opened.
     pub fn take(folder: &Path) -> Result<Self, LockError> {
         let name = || folder.display().to_string();
-        let file = fs::File::open(folder).map_err(|source| LockError::Folder { folder: name(), source })?;
+        let file = fs::File::open(folder).map_err(|cause| LockError::Folder { folder: name(), cause })?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(DirLock { _lock: lock }),
             Err((_, Errno::EWOULDBLOCK)) => Err(LockError::Taken { folder: name() }),
-            Err((_, errno)) => Err(LockError::Folder { folder: name(), source: errno.into() }),
+            Err((_, errno)) => Err(LockError::Folder { folder: name(), cause: errno.into() }),
         }
     }
 }
