@@ -5,7 +5,7 @@ use netlb_common::conntrack::{CtKey, CtValue, REOPEN, event, flags, is_assured, 
 use netlb_common::{Reason, checksum, hash, proto};
 
 use crate::parse::Parsed;
-use crate::tables::{Claim, Ct, Tables, Tier};
+use crate::tables::{Claim, Ct, NewFlow, Tables, Tier};
 
 /// Source ports tried when the tuple of the answers is taken.
 const PORT_PROBES: u32 = 8;
@@ -115,8 +115,11 @@ pub fn partner_key(ct: &Ct, proto: u8) -> CtKey {
 /// belongs to a flow that came later, and is none of this one's business.
 #[inline(never)]
 fn partner<T: Tables>(t: &T, ct: Ct, key: &CtKey) -> Option<Ct> {
-    let other_key = partner_key(&ct, key.proto());
-    let other = t.ct(Tier::Assured, &other_key).or_else(|| t.ct(Tier::New, &other_key))?;
+    let scratch = t.scratch()?;
+    // SAFETY: this CPU's own record; only this function uses the field, and no reference to it leaves.
+    let other_key = unsafe { &mut (*scratch.as_ptr()).partner };
+    *other_key = partner_key(&ct, key.proto());
+    let other = t.ct(Tier::Assured, other_key).or_else(|| t.ct(Tier::New, other_key))?;
     if partner_key(&other, key.proto()) == *key { Some(other) } else { None }
 }
 
@@ -169,10 +172,10 @@ fn forget<T: Tables>(t: &T, ct: Ct, key: &CtKey) {
 pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, ifindex: u32, bytes: u32, now: u32) -> Result<(), Reason> {
     let Some(config) = t.config() else { return Err(Reason::NO_SCRATCH) };
     let Some(b) = t.backend(backend_id) else { return Err(Reason::NO_SCRATCH) };
-    let Some(mut scratch) = t.scratch() else { return Err(Reason::NO_SCRATCH) };
-    // SAFETY: the scratch record is this CPU's own, and no other reference to it lives: handles into it are made after this function.
-    let records = unsafe { scratch.as_mut() };
-    let (fwd, reply) = (&mut records.forward, &mut records.reply);
+    let Some(scratch) = t.scratch() else { return Err(Reason::NO_SCRATCH) };
+    // SAFETY: this CPU's own record; only this function and what it calls use the field, and handles into it are made afterwards.
+    let records = unsafe { &mut (*scratch.as_ptr()).flow };
+    let (fwd, reply, back) = (&mut records.forward, &mut records.reply, &mut records.back);
 
     let tcp = key.proto() == proto::TCP;
     let first = if tcp { state::SYN_SENT } else { state::UDP_NEW };
@@ -217,9 +220,9 @@ pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, ifindex: u32, bytes:
     let ports = checksum::delta(checksum::sum32(key.ports()), checksum::sum32(fwd.ports));
     fwd.delta_port = ports;
     reply.delta_port = !ports;
-    let back = CtKey::from_words(fwd.dst, fwd.src, fwd.ports.rotate_left(16), key.proto());
-    let claimed = match claim(t, &back, reply, now) {
-        Claim::Taken => move_port(t, key, fwd, reply, now),
+    *back = answers(fwd, key.proto());
+    let claimed = match claim(t, back, reply, now) {
+        Claim::Taken => move_port(t, key, records, now),
         claimed @ (Claim::Done | Claim::Full) => claimed,
     };
     match claimed {
@@ -229,7 +232,7 @@ pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, ifindex: u32, bytes:
     }
     // An old entry of this tuple in the first tier would hide the new one.
     t.ct_delete(Tier::Assured, key);
-    if !t.ct_insert(Tier::New, key, fwd) {
+    if !t.ct_insert(Tier::New, key, &records.forward) {
         return Err(Reason::CONNTRACK_FULL);
     }
     if hairpin {
@@ -240,9 +243,16 @@ pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, ifindex: u32, bytes:
     Ok(())
 }
 
+/// The tuple of a flow's answers, as they arrive.
+#[inline(always)]
+fn answers(fwd: &CtValue, proto: u8) -> CtKey {
+    CtKey::from_words(fwd.dst, fwd.src, fwd.ports.rotate_left(16), proto)
+}
+
 /// Finds another source port whose answers nobody else awaits.
 #[inline(never)]
-fn move_port<T: Tables>(t: &T, key: &CtKey, fwd: &mut CtValue, reply: &mut CtValue, now: u32) -> Claim {
+fn move_port<T: Tables>(t: &T, key: &CtKey, records: &mut NewFlow, now: u32) -> Claim {
+    let (fwd, reply, back) = (&mut records.forward, &mut records.reply, &mut records.back);
     fwd.flags |= flags::PORT_MOVED;
     reply.flags |= flags::PORT_MOVED;
     let start = hash::flow(now, key);
@@ -252,8 +262,8 @@ fn move_port<T: Tables>(t: &T, key: &CtKey, fwd: &mut CtValue, reply: &mut CtVal
         let ports = checksum::delta(checksum::sum32(key.ports()), checksum::sum32(fwd.ports));
         fwd.delta_port = ports;
         reply.delta_port = !ports;
-        let back = CtKey::from_words(fwd.dst, fwd.src, fwd.ports.rotate_left(16), key.proto());
-        match claim(t, &back, reply, now) {
+        *back = answers(fwd, key.proto());
+        match claim(t, back, reply, now) {
             Claim::Taken => {}
             Claim::Full => return Claim::Full,
             Claim::Done => {

@@ -52,8 +52,8 @@ pub fn from_pod<P: Packet, T: Tables>(p: &mut P, t: &T, ifindex: u32) -> Verdict
     let verdict = unknown(t, parsed, key, ifindex, p.len());
     match verdict.decide() {
         // The records of the new flow are still in the scratch.
-        Decision::Open => match t.scratch() {
-            Some(scratch) => forward(p, t, parsed, tables::opened(scratch)),
+        Decision::Open => match t.scratch().and_then(tables::opened) {
+            Some(ct) => forward(p, t, parsed, ct),
             None => Verdict::drop(Reason::NO_SCRATCH),
         },
         Decision::Refuse(reason) => refuse::refuse(p, t, parsed, reason),

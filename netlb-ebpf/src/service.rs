@@ -28,8 +28,11 @@ pub fn choose<T: Tables>(t: &T, frontend: &FrontendValue, client: Addr, flow: u3
     if frontend.affinity_s == 0 {
         return t.slot(frontend.slots.wrapping_add(hash::scale(flow, frontend.count)));
     }
-    let key = AffinityKey { client, service: frontend.service, pad: 0 };
-    let kept = match t.affinity(&key) {
+    let scratch = t.scratch()?.as_ptr();
+    // SAFETY: this CPU's own record; only this function uses these two fields, and no reference to them leaves.
+    let (key, session) = unsafe { (&mut (*scratch).session, &mut (*scratch).session_backend) };
+    *key = AffinityKey { client, service: frontend.service, pad: 0 };
+    let kept = match t.affinity(key) {
         Some(last) if now.wrapping_sub(last.seen) as u64 <= frontend.affinity_s as u64 * hz as u64 => t
             .backend(last.backend)
             .filter(|b| b.generation == last.backend_generation && b.state == state::ACTIVE)
@@ -41,7 +44,8 @@ pub fn choose<T: Tables>(t: &T, frontend: &FrontendValue, client: Addr, flow: u3
         None => t.slot(frontend.slots.wrapping_add(hash::scale(flow, frontend.count)))?,
     };
     let generation = t.backend(id)?.generation;
-    t.set_affinity(&key, &AffinityValue { backend: id, backend_generation: generation, seen: now, pad: 0 });
+    *session = AffinityValue { backend: id, backend_generation: generation, seen: now, pad: 0 };
+    t.set_affinity(key, session);
     Some(id)
 }
 

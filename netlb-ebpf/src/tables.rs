@@ -31,18 +31,31 @@ pub enum Claim {
 /// Records too big for the 512-byte stack, built here. One a CPU; nothing in it outlives a packet.
 #[repr(C)]
 pub struct Scratch {
-    /// The entry of the client's direction, then of the backend's. Set by `conntrack::create`.
-    pub forward: CtValue,
-    pub reply: CtValue,
+    pub flow: NewFlow,
+    /// Where a flow's other direction is looked for. Set by `conntrack::partner`.
+    pub partner: CtKey,
+    /// The session of a new flow's client. Set by `service::choose`.
+    pub session: AffinityKey,
+    pub session_backend: AffinityValue,
     /// See [`Tables::forget_range`].
     pub word: u64,
 }
 
+/// The records of a flow that is being opened. Set by `conntrack::open` and `move_port`.
+#[repr(C)]
+pub struct NewFlow {
+    /// The entry of the client's direction, then of the backend's.
+    pub forward: CtValue,
+    pub reply: CtValue,
+    /// The tuple of the answers, which the flow claims.
+    pub back: CtKey,
+}
+
 /// The client's entry of the flow that `conntrack::open` made for this packet. Good for this packet: the map has a copy.
 #[inline(always)]
-pub fn opened(scratch: NonNull<Scratch>) -> Ct {
-    // SAFETY: the scratch record outlives the packet, and `forward` is its first field.
-    unsafe { Ct::new(scratch.cast()) }
+pub fn opened(scratch: NonNull<Scratch>) -> Option<Ct> {
+    // SAFETY: the scratch record outlives the packet, and is readable and writable.
+    NonNull::new(unsafe { &raw mut (*scratch.as_ptr()).flow.forward }).map(|entry| unsafe { Ct::new(entry) })
 }
 
 pub trait Tables {

@@ -8,7 +8,6 @@ use std::cell::{RefCell, UnsafeCell};
 use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
-use bytemuck::Zeroable;
 use netlb_common::affinity::{AffinityKey, AffinityValue};
 use netlb_common::backend::BackendValue;
 use netlb_common::config::Config;
@@ -184,7 +183,8 @@ pub struct HostTables {
 
 impl HostTables {
     pub fn new(world: World) -> Self {
-        let zero = Scratch { forward: CtValue::zeroed(), reply: CtValue::zeroed(), word: 0 };
+        // SAFETY: integers only, of which zero is a value.
+        let zero: Scratch = unsafe { std::mem::zeroed() };
         let tables = HostTables {
             assured: Shelf::new(false),
             new: Shelf::new(true),

@@ -204,6 +204,8 @@ fn difference(spec: &MapSpec, info: &MapInfo) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use netlb_common::maps::name;
+
     use super::*;
 
     fn info(spec: &MapSpec) -> MapInfo {
@@ -232,8 +234,11 @@ mod tests {
     #[test]
     fn what_depends_on_backends_grows_with_them() {
         let c = Capacities::new(10, 20, 30);
-        assert_eq!([c.get("FRONTENDS"), c.get("BACKENDS"), c.get("BACKEND_FLOWS"), c.get("SLOTS")], [10, 20, 20, 40]);
-        assert_eq!([c.get("CT"), c.get("CT_NEW"), c.get("CONFIG")], [30, 1024, 1]);
+        assert_eq!(
+            [c.get(name::FRONTENDS), c.get(name::BACKENDS), c.get(name::BACKEND_FLOWS), c.get(name::SLOTS)],
+            [10, 20, 20, 40]
+        );
+        assert_eq!([c.get(name::CT), c.get(name::CT_NEW), c.get(name::CONFIG)], [30, 1024, 1]);
         assert_eq!(c.iter().count(), maps::ALL.len());
     }
 

@@ -134,10 +134,10 @@ mod tests {
     fn errors_say_whether_to_try_again() {
         let of = |errno| refused(name::FRONTENDS, &io::Error::from_raw_os_error(errno));
         for errno in [libc::E2BIG, libc::ENOSPC] {
-            assert_eq!(of(errno), StoreError::Full { map: "FRONTENDS" });
+            assert_eq!(of(errno), StoreError::Full { map: name::FRONTENDS });
         }
         for errno in [libc::EBUSY, libc::ENOMEM, libc::EINTR, libc::EAGAIN] {
-            assert!(matches!(of(errno), StoreError::Busy { map: "FRONTENDS", .. }), "{errno}");
+            assert!(matches!(of(errno), StoreError::Busy { map: name::FRONTENDS, .. }), "{errno}");
         }
         assert!(matches!(of(libc::EPERM), StoreError::Broken { .. }));
     }
