@@ -16,6 +16,7 @@ use netlb_testnode::cgroup::{self, Cgroup};
 use netlb_testnode::link::Links;
 use netlb_testnode::netns::{MountNs, NetNs};
 use netlb_testnode::process::{Place, Process};
+use netlb_testnode::state::StateDir;
 use serde::Serialize;
 
 use crate::machine;
@@ -44,17 +45,6 @@ pub(crate) struct Agent {
     pub(crate) status_samples: Vec<f64>,
 }
 
-/// A folder, removed with all that is in it when dropped.
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("netlb-bench: cannot remove {}: {error}", self.0.display());
-        }
-    }
-}
-
 /// # Errors
 /// When the agent does not start or does not apply a change.
 pub(crate) fn measure(program: &Path) -> Result<Agent> {
@@ -66,14 +56,14 @@ pub(crate) fn measure(program: &Path) -> Result<Agent> {
         );
     };
     eprintln!("agent…");
-    let id = std::process::id();
+    // A run like those of the test node: `cargo xtask clean` leaves a live one alone, and removes what a killed one left.
+    let state = StateDir::create()?;
     let net = NetNs::create()?;
     Links::open(&net)?.up("lo")?;
     let mount = MountNs::create()?;
-    let group = cgroup::mount_point()?.join(format!("{}bench-{id}", cgroup::RUN_PREFIX));
+    let group = cgroup::mount_point()?.join(format!("{}{}", cgroup::RUN_PREFIX, state.id()));
     let group = Arc::new(Cgroup::create(group)?);
-    let folder = Folder(std::env::temp_dir().join(format!("netlb-bench-{id}")));
-    let (source, run) = (folder.0.join("source"), folder.0.join("run"));
+    let (source, run) = (state.path().join("source"), state.path().join("run"));
     for path in [&source, &run] {
         fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
     }
@@ -82,7 +72,7 @@ pub(crate) fn measure(program: &Path) -> Result<Agent> {
     replace(&source, "revision", "0\n")?;
 
     let place = Place::new("bench", net, Some(mount.clone()), Some(Arc::clone(&group)))?;
-    let log = folder.0.join("agent.log");
+    let log = state.path().join("agent.log");
     let output = fs::File::create(&log).with_context(|| format!("cannot make {}", log.display()))?;
     let mut command = Command::new(program);
     command.arg("agent").arg("--source").arg(&source).args(["--node-name", "bench", "--pin-path", PIN_PATH]);
