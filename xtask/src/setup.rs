@@ -17,7 +17,8 @@ const NIGHTLY_NAME: &str = "nightly-2026-05-20";
 const BPF_LINKER: &str = "0.10.4";
 const BPF_LINKER_FEATURES: &str = "rust-llvm-22";
 /// Programs that runs and tests start, and the Debian package each is in.
-const PROGRAMS: [(&str, &str); 4] = [("nft", "nftables"), ("curl", "curl"), ("iperf3", "iperf3"), ("ip", "iproute2")];
+const PROGRAMS: [(&str, &str); 5] =
+    [("nft", "nftables"), ("curl", "curl"), ("iperf3", "iperf3"), ("ip", "iproute2"), ("llvm-objdump", "llvm")];
 
 /// What the other commands need to know of the tools.
 pub(crate) struct Tools {
