@@ -91,9 +91,6 @@ pub struct Reconciler {
     /// The state of the source that the controller knows, and the last whose plan was written whole.
     revision: Option<String>,
     applied: Option<String>,
-    /// The maps were new when this agent began: all they hold is from its own readings of the source, and nothing needs to be kept for a file
-    /// that was never read.
-    fresh: bool,
     synced: bool,
     devices: Option<Devices>,
     scan_failure: Option<String>,
@@ -163,7 +160,6 @@ impl Reconciler {
             source_failure: None,
             revision: None,
             applied: None,
-            fresh: old.is_none(),
             synced: false,
             devices: None,
             scan_failure: None,
@@ -236,9 +232,6 @@ impl Reconciler {
         match event {
             Event::Source(news) => {
                 round.changes.extend(news.changes);
-                if self.fresh {
-                    round.changes.push(Change::Synced);
-                }
                 self.source_problems = news.problems;
                 self.source_failure = None;
                 self.revision = news.revision;
