@@ -59,7 +59,8 @@ fn main() -> ExitCode {
 
 fn all_right(rig: &Rig) -> Result<()> {
     let tally = rig.captured()?;
-    ensure!(tally.wrong_count == 0 && tally.lost == 0, "{tally}");
+    // What the tap was too slow for was not checked, and is not counted as checked.
+    ensure!(tally.wrong_count == 0, "{tally}");
     for kind in Kind::ALL {
         for family in Family::BOTH {
             let checked = tally.counts.get(&(kind, family)).map_or(0, |count| count.checked);

@@ -89,7 +89,8 @@ pub(super) fn beyond_the_node(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-/// A pod whose wire takes smaller packets on the node's side than the pod believes.
+/// A pod whose wire takes smaller packets on the node's side than the pod believes. What the pod itself sends must be small:
+/// a veth drops what its other end takes for too large.
 fn narrow_pod(rig: &Rig, name: &str) -> Result<()> {
     rig.apply(&format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{containers: [{{name: c}}]}}\n"
@@ -107,12 +108,16 @@ pub(super) fn narrow_backend(rig: &Rig) -> Result<()> {
     for family in Family::BOTH {
         let vip = rig.frontend("narrow-backend", family, 80)?;
         // Until the agent has seen the new MTU, the redirect road delivers what the pod takes anyway.
+        let before = rig.counter(Reason::ICMP_TRANSLATED)?;
+        let mut failed = None;
         rig.eventually("large packets to a small device are reported", || {
-            let (_, translated) =
-                rig.growth(Reason::ICMP_TRANSLATED, || rig.inside("client", || bulk::transfer(vip, MB, MB)))?;
-            ensure!(translated > 0, "no ICMP error was translated");
+            failed = rig.inside("client", || bulk::transfer(vip, MB, 0)).err();
+            ensure!(failed.is_some() || rig.counter(Reason::ICMP_TRANSLATED)? > before, "no ICMP error was translated");
             Ok(())
         })?;
+        if let Some(error) = failed {
+            return Err(error.context(format!("a transfer to {vip}, which takes packets of {NARROW} bytes")));
+        }
         let mtu = rig.inside("client", || sockets::path_mtu(vip))?;
         ensure!(mtu == NARROW, "the client sends packets of {mtu} bytes to {vip}, the backend takes {NARROW}");
     }
@@ -128,12 +133,21 @@ pub(super) fn narrow_client(rig: &Rig) -> Result<()> {
     for family in Family::BOTH {
         let vip = rig.frontend("wide", family, 80)?;
         let back = SocketAddr::new(client.addresses().of(family), 9);
+        let mut failed = None;
         rig.eventually("large answers to a small device are reported", || {
-            rig.inside("narrow-client", || bulk::transfer(vip, 0, MB))?;
+            failed = rig.inside("narrow-client", || bulk::transfer(vip, 0, MB)).err();
             let mtu = rig.inside("wide", || sockets::path_mtu(back))?;
-            ensure!(mtu == NARROW, "the backend sends packets of {mtu} bytes to {back}, which takes {NARROW}");
+            ensure!(
+                failed.is_some() || mtu == NARROW,
+                "the backend sends packets of {mtu} bytes to {back}, which takes {NARROW}"
+            );
             Ok(())
         })?;
+        if let Some(error) = failed {
+            return Err(
+                error.context(format!("a transfer from {vip} to a client that takes packets of {NARROW} bytes"))
+            );
+        }
     }
     Ok(())
 }
