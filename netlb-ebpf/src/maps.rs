@@ -32,7 +32,7 @@ pub(crate) static ENDPOINT_BY_IFINDEX: HashMap<u32, u32> = HashMap::with_max_ent
 pub(crate) static AFFINITY: LruHashMap<AffinityKey, AffinityValue> =
     LruHashMap::with_max_entries(capacity::AFFINITY, 0);
 #[map]
-pub(crate) static CT: HashMap<CtKey, CtValue> = HashMap::with_max_entries(capacity::CT, NO_PREALLOC);
+pub(crate) static CT: HashMap<CtKey, CtValue> = HashMap::with_max_entries(capacity::CT, 0);
 #[map]
 pub(crate) static CT_NEW: LruHashMap<CtKey, CtValue> = LruHashMap::with_max_entries(capacity::CT_NEW, 0);
 #[map]
