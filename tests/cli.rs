@@ -24,9 +24,12 @@ const ACTOR: &str = env!("CARGO_BIN_EXE_netlb-actor");
 const STYLE: Style =
     Style { pods: PodNetwork::Routed, delivery: "auto", accel: "none", bridge_netfilter: false, tx_checksum: true };
 
+/// What is asked of a rig.
+type Check = fn(&Rig) -> Result<()>;
+
 fn main() -> ExitCode {
     let rig = std::rc::Rc::new(std::cell::LazyCell::new(|| Rig::start(STYLE, ACTOR, WORLD)));
-    let trials: [(&str, fn(&Rig) -> Result<()>); 13] = [
+    let trials: [(&str, Check); 13] = [
         ("service list names Services, frontends and how many backends", service_list),
         ("backend list names Services and pods, and counts flows", backend_list),
         ("ct list shows both directions of an open connection, by name", ct_list),

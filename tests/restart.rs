@@ -32,8 +32,11 @@ const fn style(pods: PodNetwork, delivery: &'static str) -> Style {
 const REDIRECT: Style = style(PodNetwork::Bridge, "redirect");
 const STACK: Style = style(PodNetwork::Routed, "stack");
 
+/// What is asked of a rig.
+type Check = fn(&Rig) -> Result<()>;
+
 fn main() -> ExitCode {
-    let trials: [(&str, Style, fn(&Rig) -> Result<()>); 8] = [
+    let trials: [(&str, Style, Check); 8] = [
         (
             "killed under load, redirect road: nothing breaks, and it comes back to the same maps",
             REDIRECT,
