@@ -394,6 +394,10 @@ fn ten_problems() -> Result<()> {
     rig.settle()?;
     check("into a running agent's folder")?;
 
+    rig.agent.restart()?;
+    rig.settle()?;
+    check("restarted beside a file that it cannot read")?;
+
     // Everything else goes on: new Services come, pods go.
     rig.apply("apiVersion: v1\nkind: Service\nmetadata: {name: sixth}\nspec: {selector: {app: dns}, ports: [{port: 80, targetPort: dns-tcp}]}\n")?;
     rig.scale("web", 2)?;
