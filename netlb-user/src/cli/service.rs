@@ -96,7 +96,7 @@ fn rows(tables: &Tables, names: &Names) -> Vec<Row> {
 }
 
 fn table(rows: &[Row]) -> String {
-    let mut table = TextTable::new(&["SERVICE", "FAMILY", "FRONTEND", "ACTIVE", "DRAINING", "AFFINITY"]);
+    let mut table = TextTable::new(&["SERVICE", "FAMILY", "FRONTEND", "ACTIVE", "DRAINING", "SESSION"]);
     for row in rows {
         let at = |f: &Frontend| format!("{}/{}", std::net::SocketAddr::new(f.address, f.port), row.protocol);
         let affinity = if row.affinity_seconds == 0 { String::new() } else { format!("{} s", row.affinity_seconds) };
@@ -169,7 +169,7 @@ pub(super) mod tests {
     fn services_by_name_with_their_frontends() {
         let (tables, names) = world();
         let want = "\
-SERVICE             FAMILY  FRONTEND                ACTIVE  DRAINING  AFFINITY
+SERVICE             FAMILY  FRONTEND                ACTIVE  DRAINING  SESSION
 service#2           ipv6    [fd00:10:96::2]:53/UDP  0       0         -
 shop/frontend:http  ipv4    10.96.0.1:80/TCP        1       1         600 s
 ";
