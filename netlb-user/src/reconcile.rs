@@ -91,6 +91,9 @@ pub struct Reconciler {
     /// The state of the source that the controller knows, and the last whose plan was written whole.
     revision: Option<String>,
     applied: Option<String>,
+    /// The source has been read to its end at least once.
+    read_whole: bool,
+    /// And so were the devices and the host, and programs were on every hook: all that somebody who waits may rely on.
     synced: bool,
     devices: Option<Devices>,
     scan_failure: Option<String>,
@@ -160,6 +163,7 @@ impl Reconciler {
             source_failure: None,
             revision: None,
             applied: None,
+            read_whole: false,
             synced: false,
             devices: None,
             scan_failure: None,
@@ -182,6 +186,7 @@ impl Reconciler {
     /// # Errors
     /// If the run directory cannot be written: nobody would know what the agent does.
     pub fn run(mut self, events: &Receiver<Event>) -> anyhow::Result<()> {
+        self.want_programs(false);
         self.report()?;
         loop {
             let mut round = Round::default();
@@ -208,7 +213,7 @@ impl Reconciler {
 
     /// Until something is due.
     fn pause(&self) -> Duration {
-        if self.sweep.is_some() {
+        if self.sweep.is_some() || self.may_attach() && self.programs.is_pending() {
             return Duration::ZERO;
         }
         [self.plan_due(), Some(self.sweep_at), Some(self.reassert_at), self.report.due()]
@@ -277,26 +282,27 @@ impl Reconciler {
         let now = self.now();
         let reassert = now >= self.reassert_at;
         if round.devices || reassert {
-            self.attach(reassert);
+            self.want_programs(reassert);
+            self.attach();
         }
         if round.news || self.plan_due().is_some_and(|at| at <= now) {
-            self.synced |= round.changes.iter().any(|change| matches!(change, Change::Synced));
+            self.read_whole |= round.changes.iter().any(|change| matches!(change, Change::Synced));
             self.controller.set_node(self.node());
             let devices = if round.devices { self.pod_devices() } else { None };
             self.plan_and_write(round.changes, devices.as_ref());
             if round.source {
                 self.look_for_new_pods();
             }
-            if !self.programs.is_settled() {
-                self.attach(false);
-            }
-            if self.failed.is_empty() {
-                self.applied.clone_from(&self.revision);
-            }
+        }
+        let attached = self.attach();
+        let in_step = self.failed.is_empty() && self.programs.is_settled();
+        self.synced |= in_step && self.read_whole && self.devices.is_some() && self.delivery.is_some();
+        if in_step {
+            self.applied.clone_from(&self.revision);
         }
         let swept = self.sweep();
         let names = self.report.due().is_some_and(|at| at <= now);
-        round.news || reassert || swept || names
+        round.news || reassert || attached || swept || names
     }
 
     /// Plans and writes until there is nothing more to write, or something fails.
@@ -381,22 +387,24 @@ impl Reconciler {
 
     /// May programs run? Not before the first state of the source is in new maps: a Service's address must not look like nobody's.
     fn may_attach(&self) -> bool {
-        self.synced || self.programs.attached_before() || self.now() >= FIRST_STATE
+        self.read_whole || self.programs.attached_before() || self.now() >= FIRST_STATE
     }
 
-    /// Sees to it that programs are on every hook; `again`: on those too where they were.
-    fn attach(&mut self, again: bool) {
+    /// Says anew where programs belong; `again`: to look also where they were.
+    fn want_programs(&mut self, again: bool) {
         if again {
             self.reassert_at = self.now() + REASSERT;
         }
-        if self.may_attach() {
-            self.programs.attach(self.devices.as_ref(), again);
-        }
+        self.programs.want(self.devices.as_ref(), again);
     }
 
-    /// Everything a waiting person or test may rely on has happened at least once.
-    fn is_synced(&self) -> bool {
-        self.synced && self.devices.is_some() && self.delivery.is_some() && self.programs.is_settled()
+    /// A slice of attaching, if there is something to attach; true then.
+    fn attach(&mut self) -> bool {
+        let go = self.may_attach() && self.programs.is_pending();
+        if go {
+            self.programs.attach_some();
+        }
+        go
     }
 
     /// A pod of this node that no device is known for may have come a moment ago: looks once, so that a state of the source is reported as
@@ -420,7 +428,7 @@ impl Reconciler {
             && self.devices.as_ref() != Some(&devices)
         {
             self.devices = Some(devices);
-            self.attach(false);
+            self.want_programs(false);
             let devices = self.pod_devices();
             self.plan_and_write(Vec::new(), devices.as_ref());
         }

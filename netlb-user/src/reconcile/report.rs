@@ -99,7 +99,7 @@ impl Report {
             pid: std::process::id(),
             started: self.started,
             mode: if agent.programs.is_detached() { "detached" } else { "attached" }.to_owned(),
-            synced: agent.is_synced(),
+            synced: agent.synced,
             revision: agent.applied.clone(),
             ready,
             services: agent.controller.compiled().services.values().filter(|s| !s.ports.is_empty()).count(),
@@ -136,12 +136,14 @@ fn ready(agent: &Reconciler) -> Ready {
         Some("started with --detached: no program is attached".to_owned())
     } else if let Some(failure) = &agent.source_failure {
         Some(failure.clone())
-    } else if !agent.synced {
+    } else if !agent.read_whole {
         Some("the source has not been read whole yet".to_owned())
     } else if let Some(failure) = &agent.scan_failure {
         Some(failure.clone())
     } else if agent.devices.is_none() {
         Some("the pods' devices have not been listed yet".to_owned())
+    } else if !agent.synced {
+        Some("programs are still being attached".to_owned())
     } else if let Some(error) = attach_errors.first() {
         Some((*error).to_owned())
     } else {
