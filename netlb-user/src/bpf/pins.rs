@@ -206,6 +206,8 @@ fn difference(spec: &MapSpec, info: &MapInfo) -> Option<String> {
 mod tests {
     use netlb_common::maps::name;
 
+    use netlb_common::maps::Kind;
+
     use super::*;
 
     #[test]
