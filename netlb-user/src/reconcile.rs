@@ -37,13 +37,12 @@ const SWEEP: Duration = Duration::from_secs(10);
 /// While removed backends wait to be freed.
 const SWEEP_SOON: Duration = Duration::from_secs(2);
 /// Links are looked after even if nothing changed: somebody may have taken ours off.
-const REASSERT: Duration = Duration::from_secs(5);
+const REASSERT: Duration = Duration::from_secs(1);
 /// A failed write is tried again after this, then twice as long, up to [`RETRY_LONGEST`].
 const RETRY: Duration = Duration::from_millis(20);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
-/// Programs wait this long for the first state of the source, so that no Service is half there when they first run: until links are first looked
-/// after.
-const FIRST_STATE: Duration = REASSERT;
+/// Programs wait this long for the first state of the source, so that no Service is half there when they first run.
+const FIRST_STATE: Duration = Duration::from_secs(5);
 /// With nothing else to do.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -281,9 +280,10 @@ impl Reconciler {
     fn round(&mut self, round: Round) -> bool {
         let now = self.now();
         let reassert = now >= self.reassert_at;
+        let mut attached = false;
         if round.devices || reassert {
             self.want_programs(reassert);
-            self.attach();
+            attached = self.attach();
         }
         if round.news || self.plan_due().is_some_and(|at| at <= now) {
             self.read_whole |= round.changes.iter().any(|change| matches!(change, Change::Synced));
@@ -294,7 +294,7 @@ impl Reconciler {
                 self.look_for_new_pods();
             }
         }
-        let attached = self.attach();
+        attached |= self.attach();
         let in_step = self.failed.is_empty() && self.programs.is_settled();
         self.synced |= in_step && self.read_whole && self.devices.is_some() && self.delivery.is_some();
         if in_step {
@@ -302,7 +302,7 @@ impl Reconciler {
         }
         let swept = self.sweep();
         let names = self.report.due().is_some_and(|at| at <= now);
-        round.news || reassert || attached || swept || names
+        round.news || attached || swept || names
     }
 
     /// Plans and writes until there is nothing more to write, or something fails.
@@ -398,13 +398,9 @@ impl Reconciler {
         self.programs.want(self.devices.as_ref(), again);
     }
 
-    /// A slice of attaching, if there is something to attach; true then.
+    /// A slice of attaching, if there is something to attach; true if that changed anything.
     fn attach(&mut self) -> bool {
-        let go = self.may_attach() && self.programs.is_pending();
-        if go {
-            self.programs.attach_some();
-        }
-        go
+        self.may_attach() && self.programs.is_pending() && self.programs.attach_some()
     }
 
     /// A pod of this node that no device is known for may have come a moment ago: looks once, so that a state of the source is reported as

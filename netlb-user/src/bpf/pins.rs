@@ -204,9 +204,7 @@ fn difference(spec: &MapSpec, info: &MapInfo) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use netlb_common::maps::name;
-
-    use netlb_common::maps::Kind;
+    use netlb_common::maps::{Kind, name};
 
     use super::*;
 

@@ -167,10 +167,12 @@ impl Programs {
         }
     }
 
-    /// Puts programs on hooks that wait for them, as many as a slice of time allows, at least one.
-    pub fn attach_some(&mut self) {
+    /// Puts programs on hooks that wait for them, as many as a slice of time allows, at least one. True if that changed
+    /// anything.
+    pub fn attach_some(&mut self) -> bool {
         let began = Instant::now();
         let (mut created, mut replaced) = (0, 0);
+        let before = (self.on.len(), self.errors.clone(), self.is_settled());
         for hook in self.wanted.clone() {
             if !self.pending.remove(&hook) {
                 continue;
@@ -200,6 +202,7 @@ impl Programs {
         if created + replaced > 0 {
             tracing::debug!(created, replaced, left = self.pending.len(), "programs attached");
         }
+        created + replaced > 0 || before != (self.on.len(), self.errors.clone(), self.is_settled())
     }
 
     fn ensure(&mut self, hook: Hook) -> Result<Outcome, String> {
