@@ -105,6 +105,14 @@ record! {
 /// A stamp is rewritten only when older than this many jiffies: established packets do not dirty the line.
 pub const REFRESH: u32 = 128;
 
+/// Jiffies from `seen` to `now`. Another CPU may have stamped an entry just after this one read its clock: a stamp from the near future is as
+/// good as now, not four billion jiffies old.
+#[inline(always)]
+pub const fn age(now: u32, seen: u32) -> u32 {
+    let age = now.wrapping_sub(seen);
+    if age > u32::MAX - 0xffff { 0 } else { age }
+}
+
 /// Bits of [`CtValue::flags`].
 pub mod flags {
     /// From the backend to the client.
@@ -335,6 +343,12 @@ mod tests {
             now = step(now, event, reply);
             assert_eq!(now, want);
         }
+    }
+
+    #[test]
+    fn a_stamp_from_the_near_future_is_fresh_and_the_clock_may_wrap() {
+        assert_eq!([age(100, 40), age(40, 41), age(5, u32::MAX), age(0, 0)], [60, 0, 6, 0]);
+        assert_eq!(age(u32::MAX / 2, 0), u32::MAX / 2);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use netlb_common::affinity::{AffinityKey, AffinityValue};
 use netlb_common::backend::state;
 use netlb_common::config::{Config, MAX_CIDRS};
+use netlb_common::conntrack::age;
 use netlb_common::frontend::{FrontendKey, FrontendValue};
 use netlb_common::{Addr, hash};
 
@@ -33,7 +34,7 @@ pub fn choose<T: Tables>(t: &T, frontend: &FrontendValue, client: Addr, flow: u3
     let (key, session) = unsafe { (&mut (*scratch).session, &mut (*scratch).session_backend) };
     *key = AffinityKey { client, service: frontend.service, pad: 0 };
     let kept = match t.affinity(key) {
-        Some(last) if now.wrapping_sub(last.seen) as u64 <= frontend.affinity_s as u64 * hz as u64 => t
+        Some(last) if age(now, last.seen) as u64 <= frontend.affinity_s as u64 * hz as u64 => t
             .backend(last.backend)
             .filter(|b| b.generation == last.backend_generation && b.state == state::ACTIVE)
             .map(|_| last.backend),

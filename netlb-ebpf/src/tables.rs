@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use netlb_common::affinity::{AffinityKey, AffinityValue};
 use netlb_common::backend::BackendValue;
 use netlb_common::config::Config;
-use netlb_common::conntrack::{CtKey, CtValue, REFRESH};
+use netlb_common::conntrack::{CtKey, CtValue, REFRESH, age};
 use netlb_common::endpoint::EndpointValue;
 use netlb_common::frontend::{FrontendKey, FrontendValue};
 use netlb_common::socket::{SocketKey, SocketValue};
@@ -145,7 +145,7 @@ impl Ct {
 
     #[inline(always)]
     pub fn expired(&self, now: u32) -> bool {
-        now.wrapping_sub(self.seen()) > self.timeout()
+        age(now, self.seen()) > self.timeout()
     }
 
     /// Stamps and counts a packet. The stamp is stored only when it is old enough to matter.
@@ -154,7 +154,7 @@ impl Ct {
         let entry = self.0.as_ptr();
         // SAFETY: as above. Counters are plain adds: two CPUs on one flow may lose a few.
         unsafe {
-            if now.wrapping_sub((*entry).seen) >= REFRESH {
+            if age(now, (*entry).seen) >= REFRESH {
                 (*entry).seen = now;
             }
             (*entry).packets = (*entry).packets.wrapping_add(1);

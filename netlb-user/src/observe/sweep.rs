@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io;
 
 use netlb_common::backend::{BackendValue, state};
-use netlb_common::conntrack::{CtKey, CtValue};
+use netlb_common::conntrack::{CtKey, CtValue, age};
 use netlb_common::maps::name;
 use netlb_common::proto;
 use netlb_common::socket::{SocketKey, SocketValue};
@@ -161,10 +161,8 @@ fn serves(backend: Option<&BackendValue>, generation: u32) -> bool {
     backend.is_some_and(|b| b.generation == generation && matches!(b.state, state::ACTIVE | state::DRAINING))
 }
 
-/// Signed: an entry may have been stamped after `now` was read.
 fn expired(value: &CtValue, now: u32) -> bool {
-    let idle = now.wrapping_sub(value.seen) as i32;
-    i64::from(idle) > i64::from(value.timeout)
+    age(now, value.seen) > value.timeout
 }
 
 #[cfg(test)]
