@@ -166,7 +166,7 @@ impl Rig {
     /// # Errors
     /// The last error of `check`.
     pub fn eventually(&self, what: &str, mut check: impl FnMut() -> Result<()>) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE * 2;
+        let deadline = Instant::now() + PATIENCE * 4;
         loop {
             match check() {
                 Ok(()) => return Ok(()),

@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, getsockopt, setsockopt, sockopt};
 
 /// Longest wait for what should happen at once. A test that waits so long has failed.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How long to listen before silence counts as no answer.
 pub const SILENCE: Duration = Duration::from_millis(400);
