@@ -82,10 +82,10 @@ pub struct Settings {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Accel {
-    /// None
+    /// Socket hooks act on the sockets of the node only
     #[default]
     None,
-    /// Socket hooks act on pods' sockets too
+    /// …and on those of its pods
     Socket,
     /// Not built yet
     Xdp,
