@@ -7,27 +7,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use aya::EbpfLoader;
-use netlb_common::maps::program::*;
+use netlb_common::maps::program;
 use netlb_tests::disassembly::Disassembly;
 use netlb_tests::harness::{self, Trial};
 use netlb_tests::kernel::load_program;
 use netlb_tests::need::{Need, need};
-
-const PROGRAMS: [&str; 13] = [
-    FROM_POD,
-    TO_POD,
-    XDP_FROM_POD,
-    XDP_TO_POD,
-    CLOCK,
-    CONNECT4,
-    CONNECT6,
-    SENDMSG4,
-    SENDMSG6,
-    RECVMSG4,
-    RECVMSG6,
-    GETPEERNAME4,
-    GETPEERNAME6,
-];
 
 const BUDGET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/verifier-budget.toml");
 
@@ -52,11 +36,11 @@ fn main() -> ExitCode {
     let mut trials = vec![Trial::new("the budget names every program and no other", || {
         let budget = read().map_err(|e| format!("{e:#}"))?;
         let named: Vec<&str> = budget.keys().map(String::as_str).collect();
-        let mut wanted = PROGRAMS;
+        let mut wanted = program::ALL;
         wanted.sort_unstable();
         if named == wanted { Ok(()) } else { Err(format!("it names {named:?}")) }
     })];
-    for name in PROGRAMS {
+    for name in program::ALL {
         trials.push(Trial::new(format!("{name} loads within its budget"), move || check(name, loaded(name))));
         let code = Trial::new(format!("{name} keeps its stack and its calls"), move || check(name, disassembled(name)));
         trials.push(code.if_met(objdump.clone()));
@@ -132,7 +116,7 @@ fn read() -> Result<BTreeMap<String, Measures>> {
 
 fn bless() -> Result<()> {
     let mut text = HEAD.to_owned();
-    for name in PROGRAMS {
+    for name in program::ALL {
         text += &format!("\n[{name}]\n");
         let mut measures = loaded(name)?;
         measures.append(&mut disassembled(name)?);

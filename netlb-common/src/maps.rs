@@ -69,6 +69,23 @@ pub mod program {
     pub const RECVMSG6: &str = "recvmsg6";
     pub const GETPEERNAME4: &str = "getpeername4";
     pub const GETPEERNAME6: &str = "getpeername6";
+
+    /// Every program of the object.
+    pub const ALL: [&str; 13] = [
+        FROM_POD,
+        TO_POD,
+        XDP_FROM_POD,
+        XDP_TO_POD,
+        CLOCK,
+        CONNECT4,
+        CONNECT6,
+        SENDMSG4,
+        SENDMSG6,
+        RECVMSG4,
+        RECVMSG6,
+        GETPEERNAME4,
+        GETPEERNAME6,
+    ];
 }
 
 /// Default capacities.
