@@ -4,8 +4,7 @@ use crate::addr::Addr;
 use crate::pod::record;
 
 record! {
-    /// Key of `AFFINITY`. A client on the node itself has no single address before it connects: its key is the network namespace cookie in
-    /// `hi`, 0 in `lo` (not an address any packet can carry: `lo` 0 with `hi` below 2^32 would be in the unused ::/32 block).
+    /// Key of `AFFINITY`. A client on the node itself has no single address before it connects: it counts as the node's primary one.
     #[derive(Hash, PartialOrd, Ord)]
     pub struct AffinityKey [24] {
         pub client: Addr,

@@ -125,6 +125,15 @@ pub mod flags {
     pub const HAIRPIN: u16 = 1 << 3;
     /// The client's source port was moved, because the answer's tuple was taken.
     pub const PORT_MOVED: u16 = 1 << 4;
+    /// The client's address is to be masqueraded, at the hook where the translated packet leaves the stack: [`SNAT`] entries are made there.
+    pub const MASQUERADE: u16 = 1 << 5;
+    /// Masquerades a flow whose frontend was translated before the stack. Forward at the hook where it leaves (`to_pod`, `to_outside`), answers
+    /// where they come in (`from_pod`, `from_outside`).
+    pub const SNAT: u16 = 1 << 6;
+    /// Translated as a whole, and forwarded by the FIB, at one uplink hook in both directions; the stack never sees it.
+    pub const ROUTED: u16 = 1 << 7;
+    /// Opened where it would have left the node with a VIP as destination (`to_outside`); its answers are translated where they come in.
+    pub const SLIPPED: u16 = 1 << 8;
 }
 
 /// States of a flow. The names are nf_conntrack's where it has one.

@@ -15,6 +15,13 @@ record! {
         pub bridge: u32,
         /// The first twelve bytes of a frame to the pod: the pod's MAC, then the host side's, wire order.
         pub eth: [u32; 3],
+        /// See [`flags`].
         pub flags: u32,
     }
+}
+
+/// Bits of [`EndpointValue::flags`].
+pub mod flags {
+    /// What comes from this device counts as a pod's ([`pods::DEVICES`](crate::config::pods::DEVICES)).
+    pub const POD_SOURCE: u32 = 1;
 }

@@ -2,7 +2,10 @@
 
 use core::mem::size_of;
 
-use crate::{Addr, affinity, backend, config, conntrack, endpoint, frontend, reason, socket};
+use crate::{
+    Addr, affinity, backend, client, config, conntrack, endpoint, fragment, frontend, reason, socket, source_range,
+    uplink,
+};
 
 /// The kernel's map type numbers (uapi/linux/bpf.h) as far as netlb uses them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -12,6 +15,7 @@ pub enum Kind {
     Array = 2,
     PerCpuArray = 6,
     LruHash = 9,
+    LpmTrie = 11,
 }
 
 /// One map of the contract.
@@ -47,6 +51,14 @@ pub mod name {
     pub const CONFIG: &str = "CONFIG";
     pub const COUNTERS: &str = "COUNTERS";
     pub const BACKEND_FLOWS: &str = "BACKEND_FLOWS";
+    /// Open flows by backend id, as schedulers see them.
+    pub const BACKEND_LOAD: &str = "BACKEND_LOAD";
+    /// Round robin's place in a list, by the list's first slot.
+    pub const TURNS: &str = "TURNS";
+    pub const UPLINKS: &str = "UPLINKS";
+    pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    pub const CLIENTS: &str = "CLIENTS";
 }
 
 /// Names of programs, as in the object file.
@@ -55,10 +67,16 @@ pub mod program {
     pub const FROM_POD: &str = "from_pod";
     /// TCX egress on the host side of a pod's veth.
     pub const TO_POD: &str = "to_pod";
+    /// TCX ingress on an uplink.
+    pub const FROM_OUTSIDE: &str = "from_outside";
+    /// TCX egress on an uplink.
+    pub const TO_OUTSIDE: &str = "to_outside";
     /// The *from pod* route at XDP: for tests and measurements of the core.
     pub const XDP_FROM_POD: &str = "xdp_from_pod";
     /// The *to pod* route at XDP: for tests of the core.
     pub const XDP_TO_POD: &str = "xdp_to_pod";
+    /// The *from outside* route at XDP: for tests and measurements of the core.
+    pub const XDP_FROM_OUTSIDE: &str = "xdp_from_outside";
     /// Writes jiffies64 and ktime (ns) into its packet: how the agent learns HZ.
     pub const CLOCK: &str = "clock";
     pub const CONNECT4: &str = "connect4";
@@ -71,11 +89,14 @@ pub mod program {
     pub const GETPEERNAME6: &str = "getpeername6";
 
     /// Every program of the object.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 16] = [
         FROM_POD,
         TO_POD,
+        FROM_OUTSIDE,
+        TO_OUTSIDE,
         XDP_FROM_POD,
         XDP_TO_POD,
+        XDP_FROM_OUTSIDE,
         CLOCK,
         CONNECT4,
         CONNECT6,
@@ -98,6 +119,10 @@ pub mod capacity {
     pub const CT: u32 = 262_144;
     pub const CT_NEW: u32 = 65_536;
     pub const SOCKETS: u32 = 65_536;
+    pub const UPLINKS: u32 = 256;
+    pub const SOURCE_RANGES: u32 = 65_536;
+    pub const FRAGMENTS: u32 = 8_192;
+    pub const CLIENTS: u32 = ENDPOINTS;
 }
 
 /// Every map there is.
@@ -120,6 +145,19 @@ pub const ALL: &[MapSpec] = &[
     array(name::CONFIG, size_of::<config::Config>(), 1),
     per_cpu(name::COUNTERS, size_of::<u64>(), reason::COUNT),
     per_cpu(name::BACKEND_FLOWS, size_of::<u64>(), capacity::BACKENDS),
+    array(name::BACKEND_LOAD, size_of::<u32>(), capacity::BACKENDS),
+    array(name::TURNS, size_of::<u32>(), capacity::SLOTS),
+    hash(name::UPLINKS, size_of::<u32>(), size_of::<uplink::UplinkValue>(), capacity::UPLINKS),
+    MapSpec {
+        name: name::SOURCE_RANGES,
+        kind: Kind::LpmTrie,
+        key: size_of::<source_range::SourceRangeKey>() as u32,
+        value: size_of::<u32>() as u32,
+        capacity: capacity::SOURCE_RANGES,
+        flags: NO_PREALLOC,
+    },
+    lru(name::FRAGMENTS, size_of::<fragment::FragmentKey>(), size_of::<fragment::FragmentValue>(), capacity::FRAGMENTS),
+    hash(name::CLIENTS, size_of::<u64>(), size_of::<client::ClientValue>(), capacity::CLIENTS),
 ];
 
 /// The specification of a map by name.

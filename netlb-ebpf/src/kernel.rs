@@ -3,13 +3,18 @@
 use core::ptr::NonNull;
 
 use aya_ebpf::helpers::bpf_jiffies64;
+use aya_ebpf::maps::lpm_trie::Key;
 use netlb_common::affinity::{AffinityKey, AffinityValue};
 use netlb_common::backend::BackendValue;
+use netlb_common::client::ClientValue;
 use netlb_common::config::Config;
 use netlb_common::conntrack::{CtKey, CtValue};
 use netlb_common::endpoint::EndpointValue;
+use netlb_common::fragment::{FragmentKey, FragmentValue};
 use netlb_common::frontend::{FrontendKey, FrontendValue};
 use netlb_common::socket::{SocketKey, SocketValue};
+use netlb_common::source_range::SourceRangeKey;
+use netlb_common::uplink::UplinkValue;
 use netlb_common::{Addr, Reason};
 use netlb_ebpf::tables::{Claim, Ct, Scratch, Tables, Tier};
 
@@ -58,6 +63,61 @@ impl Tables for KernelTables {
     fn endpoint_by_ifindex(&self, ifindex: u32) -> Option<u32> {
         // SAFETY: copied at once.
         unsafe { ENDPOINT_BY_IFINDEX.get(ifindex) }.copied()
+    }
+
+    #[inline(always)]
+    fn uplink(&self, ifindex: u32) -> Option<&UplinkValue> {
+        // SAFETY: as for frontends.
+        unsafe { UPLINKS.get(ifindex) }
+    }
+
+    #[inline(always)]
+    fn client(&self, netns: u64) -> Option<&ClientValue> {
+        // SAFETY: as for frontends.
+        unsafe { CLIENTS.get(netns) }
+    }
+
+    #[inline(always)]
+    fn in_source_range(&self, key: &SourceRangeKey) -> bool {
+        // SAFETY: the same 24 bytes: a u32, then five more.
+        let key = unsafe { &*(&raw const *key).cast::<Key<[u32; 5]>>() };
+        SOURCE_RANGES.get(key).is_some()
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<&FragmentValue> {
+        // SAFETY: copied at once; an entry evicted under us sends a fragment astray, which reassembly or the checksum finds.
+        unsafe { FRAGMENTS.get(key) }
+    }
+
+    #[inline(always)]
+    fn set_fragment(&self, key: &FragmentKey, value: &FragmentValue) {
+        // A full LRU map evicts; if even that fails the later fragments are dropped and counted.
+        let _ = FRAGMENTS.insert(key, value, 0);
+    }
+
+    #[inline(always)]
+    fn turn(&self, slots: u32) -> u32 {
+        let Some(turn) = TURNS.get_ptr_mut(slots) else { return 0 };
+        // SAFETY: an array's element stays; two CPUs may take one turn, which skews nothing for long.
+        unsafe {
+            let now = turn.read_volatile();
+            turn.write_volatile(now.wrapping_add(1));
+            now
+        }
+    }
+
+    #[inline(always)]
+    fn load(&self, backend: u32) -> u32 {
+        BACKEND_LOAD.get(backend).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn add_load(&self, backend: u32, by: i32) {
+        if let Some(load) = BACKEND_LOAD.get_ptr_mut(backend) {
+            // SAFETY: as for turns; the agent's sweep sets what was lost right.
+            unsafe { load.write_volatile(load.read_volatile().saturating_add_signed(by)) };
+        }
     }
 
     #[inline(always)]

@@ -26,6 +26,21 @@ pub fn to_pod(ctx: TcContext) -> i32 {
     skb.finish(verdict)
 }
 
+#[classifier]
+pub fn from_outside(_ctx: TcContext) -> i32 {
+    -1
+}
+
+#[classifier]
+pub fn to_outside(_ctx: TcContext) -> i32 {
+    -1
+}
+
+#[xdp]
+pub fn xdp_from_outside(_ctx: XdpContext) -> u32 {
+    2
+}
+
 #[xdp]
 pub fn xdp_from_pod(ctx: XdpContext) -> u32 {
     let mut frame = Xdp(ctx.ctx);

@@ -4,11 +4,15 @@ use core::ptr::NonNull;
 
 use netlb_common::affinity::{AffinityKey, AffinityValue};
 use netlb_common::backend::BackendValue;
+use netlb_common::client::ClientValue;
 use netlb_common::config::Config;
 use netlb_common::conntrack::{CtKey, CtValue, REFRESH, age};
 use netlb_common::endpoint::EndpointValue;
+use netlb_common::fragment::{FragmentKey, FragmentValue};
 use netlb_common::frontend::{FrontendKey, FrontendValue};
 use netlb_common::socket::{SocketKey, SocketValue};
+use netlb_common::source_range::SourceRangeKey;
+use netlb_common::uplink::UplinkValue;
 use netlb_common::{Addr, Reason};
 
 /// Which of the two conntrack maps.
@@ -69,6 +73,20 @@ pub trait Tables {
     fn endpoint_by_addr(&self, addr: &Addr) -> Option<u32>;
     /// Endpoint id behind a device.
     fn endpoint_by_ifindex(&self, ifindex: u32) -> Option<u32>;
+    /// The uplink of an interface index.
+    fn uplink(&self, ifindex: u32) -> Option<&UplinkValue>;
+    /// The pod whose network namespace has this cookie.
+    fn client(&self, netns: u64) -> Option<&ClientValue>;
+    /// Whether a range holds this key.
+    fn in_source_range(&self, key: &SourceRangeKey) -> bool;
+    fn fragment(&self, key: &FragmentKey) -> Option<&FragmentValue>;
+    fn set_fragment(&self, key: &FragmentKey, value: &FragmentValue);
+    /// Round robin's next number for the list that begins at this slot.
+    fn turn(&self, slots: u32) -> u32;
+    /// Open flows of a backend.
+    fn load(&self, backend: u32) -> u32;
+    /// Adds to the open flows of a backend; they never go below zero.
+    fn add_load(&self, backend: u32, by: i32);
     fn affinity(&self, key: &AffinityKey) -> Option<&AffinityValue>;
     fn set_affinity(&self, key: &AffinityKey, value: &AffinityValue);
     fn socket(&self, key: &SocketKey) -> Option<&SocketValue>;

@@ -10,11 +10,15 @@ use std::ptr::NonNull;
 
 use netlb_common::affinity::{AffinityKey, AffinityValue};
 use netlb_common::backend::BackendValue;
+use netlb_common::client::ClientValue;
 use netlb_common::config::Config;
 use netlb_common::conntrack::{CtKey, CtValue};
 use netlb_common::endpoint::EndpointValue;
+use netlb_common::fragment::{FragmentKey, FragmentValue};
 use netlb_common::frontend::{FrontendKey, FrontendValue};
 use netlb_common::socket::{SocketKey, SocketValue};
+use netlb_common::source_range::SourceRangeKey;
+use netlb_common::uplink::UplinkValue;
 use netlb_common::{Addr, Port, Reason, checksum};
 use netlb_ebpf::packet::{Half, L4, Packet, Wire};
 use netlb_ebpf::tables::{Claim, Ct, Scratch, Tables, Tier};
@@ -172,6 +176,9 @@ pub struct HostTables {
     new: Shelf<CtKey, CtValue>,
     affinity: Shelf<AffinityKey, AffinityValue>,
     sockets: Shelf<SocketKey, SocketValue>,
+    fragments: Shelf<FragmentKey, FragmentValue>,
+    turns: RefCell<BTreeMap<u32, u32>>,
+    loads: RefCell<BTreeMap<u32, u32>>,
     scratch: Box<UnsafeCell<Scratch>>,
     /// Jiffies.
     pub now: u32,
@@ -190,6 +197,9 @@ impl HostTables {
             new: Shelf::new(true),
             affinity: Shelf::new(false),
             sockets: Shelf::new(false),
+            fragments: Shelf::new(false),
+            turns: RefCell::default(),
+            loads: RefCell::default(),
             scratch: Box::new(UnsafeCell::new(zero)),
             // Close before the 32-bit clock wraps: every scenario crosses it.
             now: 0u32.wrapping_sub(30 * HZ),
@@ -220,6 +230,7 @@ impl HostTables {
         self.new.bury();
         self.affinity.bury();
         self.sockets.bury();
+        self.fragments.bury();
         (decision, p.bytes)
     }
 
@@ -265,6 +276,8 @@ impl Tables for HostTables {
             generation: 0,
             endpoint: 0,
             service: 0,
+            flags: 0,
+            pad: 0,
         };
         Some(self.world.backends.get(&id).unwrap_or(&FREE))
     }
@@ -281,6 +294,49 @@ impl Tables for HostTables {
 
     fn endpoint_by_ifindex(&self, ifindex: u32) -> Option<u32> {
         self.world.endpoint_by_ifindex.get(&ifindex).copied()
+    }
+
+    fn uplink(&self, ifindex: u32) -> Option<&UplinkValue> {
+        self.world.uplinks.get(&ifindex)
+    }
+
+    fn client(&self, netns: u64) -> Option<&ClientValue> {
+        self.world.clients.get(&netns)
+    }
+
+    fn in_source_range(&self, key: &SourceRangeKey) -> bool {
+        let covers = |range: &SourceRangeKey| {
+            let v4 = key.addr.is_v4() && range.addr.is_v4();
+            let len = range.prefix - 32 - if v4 { 96 } else { 0 };
+            range.service == key.service && key.addr.masked(len as u8) == range.addr
+        };
+        self.world.source_ranges.iter().any(covers)
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<&FragmentValue> {
+        // SAFETY: as for affinity.
+        self.fragments.get(key).map(|entry| unsafe { &*entry.as_ptr() })
+    }
+
+    fn set_fragment(&self, key: &FragmentKey, value: &FragmentValue) {
+        self.fragments.put(key, value);
+    }
+
+    fn turn(&self, slots: u32) -> u32 {
+        let mut turns = self.turns.borrow_mut();
+        let turn = turns.entry(slots).or_default();
+        *turn += 1;
+        *turn - 1
+    }
+
+    fn load(&self, backend: u32) -> u32 {
+        self.loads.borrow().get(&backend).copied().unwrap_or(0)
+    }
+
+    fn add_load(&self, backend: u32, by: i32) {
+        let mut loads = self.loads.borrow_mut();
+        let load = loads.entry(backend).or_default();
+        *load = load.saturating_add_signed(by);
     }
 
     fn affinity(&self, key: &AffinityKey) -> Option<&AffinityValue> {

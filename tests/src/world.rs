@@ -1,14 +1,17 @@
 //! The tables of a test as plain data: what an agent would have written. The host and the kernel runner both start from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use bytemuck::Zeroable;
-use netlb_common::backend::{BackendValue, state};
+use netlb_common::backend::{BackendValue, flags as backend, state};
+use netlb_common::client::ClientValue;
 use netlb_common::config::{Cidr, Config, flags};
 use netlb_common::conntrack::{CtKey, CtValue};
 use netlb_common::endpoint::EndpointValue;
-use netlb_common::frontend::{FrontendKey, FrontendValue};
+use netlb_common::frontend::{FrontendKey, FrontendValue, flags as frontend};
+use netlb_common::source_range::SourceRangeKey;
+use netlb_common::uplink::UplinkValue;
 use netlb_common::{Addr, Port, proto};
 
 use crate::packet::{Mac, ToIp};
@@ -46,6 +49,11 @@ pub struct World {
     pub endpoints: BTreeMap<u32, EndpointValue>,
     pub endpoint_by_addr: BTreeMap<Addr, u32>,
     pub endpoint_by_ifindex: BTreeMap<u32, u32>,
+    /// By interface index.
+    pub uplinks: BTreeMap<u32, UplinkValue>,
+    pub source_ranges: BTreeSet<SourceRangeKey>,
+    /// By network namespace cookie.
+    pub clients: BTreeMap<u64, ClientValue>,
     /// Flows there from the start, in `CT_NEW`; `seen` counts back from the start in jiffies.
     pub flows: BTreeMap<CtKey, CtValue>,
     /// Capacity of `CT`, if it matters.
@@ -72,6 +80,9 @@ impl World {
             endpoints: BTreeMap::new(),
             endpoint_by_addr: BTreeMap::new(),
             endpoint_by_ifindex: BTreeMap::new(),
+            uplinks: BTreeMap::new(),
+            source_ranges: BTreeSet::new(),
+            clients: BTreeMap::new(),
             flows: BTreeMap::new(),
             ct_capacity: None,
             next_slot: 0,
@@ -133,14 +144,24 @@ impl World {
     pub fn service(mut self, frontend: &str, backends: &[&str]) -> Self {
         let key = frontend_key(frontend);
         let service = self.frontends.len() as u32 + 1;
-        self.frontends.insert(FrontendKey::address(key.addr), FrontendValue::zeroed());
+        let vip = FrontendValue { flags: frontend::VIP, ..FrontendValue::zeroed() };
+        self.frontends.insert(FrontendKey::address(key.addr), vip);
         self.frontends.insert(key, FrontendValue { service, ..FrontendValue::zeroed() });
         for backend in backends {
             let (addr, port) = address(backend);
             let id = self.backends.keys().last().map_or(1, |id| id + 1);
             let endpoint = self.endpoint_by_addr.get(&addr).copied().unwrap_or(0);
-            let value =
-                BackendValue { addr, port, state: state::ACTIVE, proto: key.proto(), generation: 1, endpoint, service };
+            let value = BackendValue {
+                addr,
+                port,
+                state: state::ACTIVE,
+                proto: key.proto(),
+                generation: 1,
+                endpoint,
+                service,
+                flags: backend::CLUSTER_LIST | if endpoint != 0 { backend::ON_NODE | backend::LOCAL_LIST } else { 0 },
+                pad: 0,
+            };
             self.backends.insert(id, value);
         }
         self.switch(service);
@@ -203,6 +224,7 @@ impl World {
         for (key, value) in &mut self.frontends {
             if value.service == service && !key.is_address() {
                 (value.slots, value.count) = (first, active.len() as u32);
+                (value.outside_slots, value.outside_count) = (value.slots, value.count);
                 value.generation += 1;
             }
         }

@@ -134,6 +134,8 @@ pub(super) mod tests {
             generation: 1,
             endpoint: 0,
             service,
+            flags: 0,
+            pad: 0,
         }
     }
 
@@ -142,11 +144,13 @@ pub(super) mod tests {
         let mut tables = Tables::default();
         let value = |service, count, affinity_s| FrontendValue {
             service,
+            flags: 0,
             slots: 0,
             count,
+            outside_slots: 0,
+            outside_count: count,
             affinity_s,
             generation: 1,
-            flags: 0,
         };
         tables.frontends.insert(FrontendKey::address(ip("10.96.0.1")), value(0, 0, 0));
         tables.frontends.insert(FrontendKey::new(ip("10.96.0.1"), Port::new(80), proto::TCP), value(1, 2, 600));

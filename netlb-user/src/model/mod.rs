@@ -4,6 +4,7 @@
 
 pub mod device;
 pub mod endpoints;
+pub mod host;
 pub mod names;
 pub mod node;
 pub mod object;
@@ -15,6 +16,7 @@ pub mod world;
 
 pub use device::PodDevice;
 pub use endpoints::{EndpointSpec, SlicePort, SliceSpec};
+pub use host::{HostState, PodAddresses, Uplink};
 pub use names::{NodeName, PodName, PolicyName, PortName, ServiceName, SliceName};
 pub use node::{NamespaceSpec, NodeSpec, ServiceCidrSpec};
 pub use object::{Change, Kind, Object, ObjectKey};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use netlb_common::backend::{BackendValue, state};
-use netlb_common::frontend::{FrontendKey, FrontendValue};
+use netlb_common::frontend::{FrontendKey, FrontendValue, flags};
 use netlb_common::{Addr, Port};
 
 use super::op::MapOp;
@@ -102,8 +102,7 @@ impl Services {
                 Some(other) => pass.draft.join(chain, other),
                 None => {
                     pass.inserted.insert(key, chain);
-                    let value =
-                        FrontendValue { service: 0, slots: 0, count: 0, affinity_s: 0, generation: 1, flags: 0 };
+                    let value = FrontendValue { flags: flags::VIP, generation: 1, ..bytemuck::Zeroable::zeroed() };
                     pass.push(Phase::Address, chain, MapOp::SetFrontend { key, value });
                 }
             }
@@ -269,6 +268,8 @@ impl Services {
                     }
                 },
                 service,
+                flags: 0,
+                pad: 0,
             };
             match old {
                 Some(old) if *old == value => continue,
@@ -295,11 +296,13 @@ impl Services {
             let old = shadow.frontends.get(&key);
             let value = FrontendValue {
                 service,
+                flags: 0,
                 slots,
                 count,
+                outside_slots: slots,
+                outside_count: count,
                 affinity_s: port.affinity_s,
                 generation: old.map_or(1, |old| next(old.generation)),
-                flags: 0,
             };
             if old.is_some_and(|old| FrontendValue { generation: old.generation, ..value } == *old) {
                 continue;

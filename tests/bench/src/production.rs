@@ -183,7 +183,16 @@ fn vip(family: Family, service: u16) -> Addr {
 }
 
 fn frontend(service: u32, slots: u32, count: u32) -> FrontendValue {
-    FrontendValue { service, slots, count, affinity_s: 0, generation: 1, flags: 0 }
+    FrontendValue {
+        service,
+        flags: 0,
+        slots,
+        count,
+        outside_slots: slots,
+        outside_count: count,
+        affinity_s: 0,
+        generation: 1,
+    }
 }
 
 fn backend(family: Family, proto: u8, service: u32) -> BackendValue {
@@ -195,6 +204,8 @@ fn backend(family: Family, proto: u8, service: u32) -> BackendValue {
         generation: 1,
         endpoint: SERVER,
         service,
+        flags: backend::flags::ON_NODE | backend::flags::CLUSTER_LIST | backend::flags::LOCAL_LIST,
+        pad: 0,
     }
 }
 
@@ -221,6 +232,6 @@ fn configuration(road: Road) -> Config {
         seed: 0x6e65_746c,
         cidrs_used: 2,
         cidrs,
-        pad: [0; 2],
+        ..bytemuck::Zeroable::zeroed()
     }
 }
