@@ -238,7 +238,18 @@ fn status(rig: &Rig) -> Result<()> {
         rig.node.pods().len()
     );
     let text = String::from_utf8(status_output(rig, &[])?.stdout)?;
-    ensure_all(&text, &["ready", "redirect", "node1", "DEVICE", &rig.pod("solo")?.addresses().v4.to_string()])
+    ensure_all(
+        &text,
+        &[
+            "ready",
+            "redirect",
+            "node1",
+            "DEVICE",
+            "UPLINK",
+            "carries a default route",
+            &rig.pod("solo")?.addresses().v4.to_string(),
+        ],
+    )
 }
 
 fn help(rig: &Rig) -> Result<()> {

@@ -196,7 +196,7 @@ fn pins(rig: &Rig) -> Result<BTreeMap<PathBuf, Pinned>> {
     kernel_objects::pins(rig.node.node(1)?, Path::new(PIN_PATH))
 }
 
-/// Programs on every pod's device and on the cgroup: one each, or (without an agent's work) none.
+/// Programs on every pod's device, on the uplink and on the cgroup: one each, or (without an agent's work) none.
 fn ensure_attached(rig: &Rig, count: usize) -> Result<()> {
     let node = rig.node.node(1)?;
     let mut devices = 0;
@@ -213,7 +213,7 @@ fn ensure_attached(rig: &Rig, count: usize) -> Result<()> {
     }
     ensure!(devices > 0, "there are no pod devices: this would check nothing");
     let uplink = kernel_objects::on_device(node, "eth0")?;
-    ensure!(uplink.iter().all(Vec::is_empty), "programs on the uplink: {uplink:?}");
+    ensure!(uplink.iter().all(|list| list.len() == count), "programs on the uplink: {uplink:?}");
     let hooks = kernel_objects::on_cgroup(node.cgroup_path())?;
     let wanted = if count == 0 { 0 } else { kernel_objects::SOCKET_HOOKS.len() };
     ensure!(hooks.len() == wanted && hooks.values().all(|list| list.len() == count), "socket hooks: {hooks:?}");

@@ -41,7 +41,7 @@ pub struct Settings {
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
 
-    /// Names of uplinks, with *, separated by commas: never taken for pods' devices [default: found]
+    /// Names of uplinks, with *, separated by commas: these and no others [default: found by routes and addresses]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub devices: Option<Vec<String>>,
 

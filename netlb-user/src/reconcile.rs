@@ -21,7 +21,8 @@ use crate::config::Config;
 use crate::delivery::{self, Delivery, Findings, Road};
 use crate::devices::scan::scan;
 use crate::devices::select::Wishes;
-use crate::devices::{Devices, watch::ScanFailed};
+use crate::devices::uplinks;
+use crate::devices::{Picture, watch::ScanFailed};
 use crate::model::{Change, PodDevice, Problem};
 use crate::netlink::Netlink;
 use crate::observe::sockets::{self, UdpBackend};
@@ -53,7 +54,7 @@ pub enum Event {
     Source(SourceNews),
     /// The source could not be read; what it said before holds.
     SourceFailed(String),
-    Devices(Result<Devices, ScanFailed>),
+    Devices(Result<Picture, ScanFailed>),
     /// What the host's stack has a say in, and what its forwarding lacks.
     Host(Findings, Vec<String>),
     /// The agent shall end.
@@ -94,7 +95,7 @@ pub struct Reconciler {
     read_whole: bool,
     /// And so were the devices and the host, and programs were on every hook: all that somebody who waits may rely on.
     synced: bool,
-    devices: Option<Devices>,
+    devices: Option<Picture>,
     scan_failure: Option<String>,
     /// Pods of this node whose device was looked for once.
     looked_for: BTreeSet<IpAddr>,
@@ -247,13 +248,13 @@ impl Reconciler {
                 }
                 self.source_failure = Some(reason);
             }
-            Event::Devices(Ok(devices)) => {
+            Event::Devices(Ok(picture)) => {
                 self.scan_failure = None;
-                self.devices = Some(devices);
+                self.see(picture);
                 round.devices = true;
             }
             Event::Devices(Err(ScanFailed(error))) => {
-                let reason = format!("the pods' devices cannot be listed: {error}");
+                let reason = format!("the node's devices cannot be listed: {error}");
                 if self.scan_failure.as_ref() != Some(&reason) {
                     tracing::warn!("{reason}; those known before are kept, it is tried again");
                 }
@@ -262,6 +263,24 @@ impl Reconciler {
             Event::Host(findings, gaps) => self.choose_road(&findings, gaps),
             Event::End(why) => round.end = Some(why),
         }
+    }
+
+    /// Takes in a look around, and says which uplinks come and go.
+    fn see(&mut self, picture: Picture) {
+        let was: BTreeSet<&str> = self.devices.iter().flat_map(uplink_names).collect();
+        let is: BTreeSet<&str> = uplink_names(&picture).collect();
+        for name in is.difference(&was) {
+            tracing::info!("{name} is an uplink");
+        }
+        for name in was.difference(&is) {
+            tracing::info!("{name} is no uplink any more");
+        }
+        if is.is_empty() && (self.devices.is_none() || !was.is_empty()) {
+            tracing::warn!(
+                "no device is an uplink: Services are not served to the outside; see `netlb status`, or name uplinks with --devices"
+            );
+        }
+        self.devices = Some(picture);
     }
 
     fn choose_road(&mut self, findings: &Findings, gaps: Vec<String>) {
@@ -381,8 +400,8 @@ impl Reconciler {
     }
 
     fn pod_devices(&self) -> Option<BTreeMap<u32, PodDevice>> {
-        let devices = self.devices.as_ref()?;
-        Some(devices.iter().map(|(ifindex, found)| (*ifindex, found.device.clone())).collect())
+        let pods = &self.devices.as_ref()?.pods;
+        Some(pods.iter().map(|(ifindex, found)| (*ifindex, found.device.clone())).collect())
     }
 
     /// May programs run? Not before the first state of the source is in new maps: a Service's address must not look like nobody's.
@@ -412,18 +431,22 @@ impl Reconciler {
             .filter(|pod| !pod.host_network && pod.node.as_ref().is_some_and(|node| *node.0 == *self.config.node_name))
             .flat_map(|pod| pod.ips.iter().copied())
             .collect();
-        let known: BTreeSet<IpAddr> =
-            self.devices.iter().flatten().flat_map(|(_, found)| found.device.addrs.iter().copied()).collect();
+        let known: BTreeSet<IpAddr> = self
+            .devices
+            .iter()
+            .flat_map(|seen| seen.pods.values())
+            .flat_map(|found| found.device.addrs.iter().copied())
+            .collect();
         let missing: BTreeSet<IpAddr> = here.difference(&known).copied().collect();
         let news = missing.difference(&self.looked_for).next().is_some();
         self.looked_for = missing;
         if !news {
             return;
         }
-        if let Ok(devices) = scan(&mut self.netlink, &self.wishes)
-            && self.devices.as_ref() != Some(&devices)
+        if let Ok(picture) = scan(&mut self.netlink, &self.wishes)
+            && self.devices.as_ref() != Some(&picture)
         {
-            self.devices = Some(devices);
+            self.see(picture);
             self.want_programs(false);
             let devices = self.pod_devices();
             self.plan_and_write(Vec::new(), devices.as_ref());
@@ -486,6 +509,10 @@ struct Round {
     source: bool,
     devices: bool,
     end: Option<&'static str>,
+}
+
+fn uplink_names(picture: &Picture) -> impl Iterator<Item = &str> {
+    uplinks::uplinks(&picture.others).map(|(_, uplink)| uplink.name.as_str())
 }
 
 /// A seed for the flow hash: any will do, so long as nobody outside can guess it.

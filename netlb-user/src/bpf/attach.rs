@@ -21,6 +21,10 @@ pub enum Hook {
     FromPod { ifindex: u32 },
     /// TCX egress of the host side of a pod's veth: what the pod is sent.
     ToPod { ifindex: u32 },
+    /// TCX ingress of an uplink: what comes from outside.
+    FromOutside { ifindex: u32 },
+    /// TCX egress of an uplink: what leaves.
+    ToOutside { ifindex: u32 },
     /// A socket call in the agent's cgroup.
     Socket(SocketHook),
 }
@@ -58,6 +62,8 @@ impl Hook {
         match self {
             Hook::FromPod { .. } => program::FROM_POD,
             Hook::ToPod { .. } => program::TO_POD,
+            Hook::FromOutside { .. } => program::FROM_OUTSIDE,
+            Hook::ToOutside { .. } => program::TO_OUTSIDE,
             Hook::Socket(SocketHook::Connect4) => program::CONNECT4,
             Hook::Socket(SocketHook::Connect6) => program::CONNECT6,
             Hook::Socket(SocketHook::Sendmsg4) => program::SENDMSG4,
@@ -71,8 +77,8 @@ impl Hook {
 
     fn attach_type(self) -> AttachType {
         match self {
-            Hook::FromPod { .. } => AttachType::TcxIngress,
-            Hook::ToPod { .. } => AttachType::TcxEgress,
+            Hook::FromPod { .. } | Hook::FromOutside { .. } => AttachType::TcxIngress,
+            Hook::ToPod { .. } | Hook::ToOutside { .. } => AttachType::TcxEgress,
             Hook::Socket(SocketHook::Connect4) => AttachType::Connect4,
             Hook::Socket(SocketHook::Connect6) => AttachType::Connect6,
             Hook::Socket(SocketHook::Sendmsg4) => AttachType::Sendmsg4,
@@ -84,11 +90,22 @@ impl Hook {
         }
     }
 
+    /// Interface index of the device it is on; `None` for a socket call.
+    pub fn device(self) -> Option<u32> {
+        match self {
+            Hook::FromPod { ifindex }
+            | Hook::ToPod { ifindex }
+            | Hook::FromOutside { ifindex }
+            | Hook::ToOutside { ifindex } => Some(ifindex),
+            Hook::Socket(_) => None,
+        }
+    }
+
     /// File name of the link's pin.
     pub fn pin_name(self) -> String {
-        match self {
-            Hook::FromPod { ifindex } | Hook::ToPod { ifindex } => format!("{}-{ifindex}", self.program()),
-            Hook::Socket(_) => self.program().to_owned(),
+        match self.device() {
+            Some(ifindex) => format!("{}-{ifindex}", self.program()),
+            None => self.program().to_owned(),
         }
     }
 
@@ -99,7 +116,9 @@ impl Hook {
         }
         let (program, ifindex) = name.rsplit_once('-')?;
         let ifindex = ifindex.parse().ok()?;
-        [Hook::FromPod { ifindex }, Hook::ToPod { ifindex }].into_iter().find(|hook| hook.program() == program)
+        [Hook::FromPod { ifindex }, Hook::ToPod { ifindex }, Hook::FromOutside { ifindex }, Hook::ToOutside { ifindex }]
+            .into_iter()
+            .find(|hook| hook.program() == program)
     }
 }
 
@@ -190,9 +209,9 @@ impl Links {
 
     /// Does a link's target (see [`sys::LinkInfo::target`]) belong to this hook? A dead link's is 0, and belongs to none.
     fn is_target(&self, hook: Hook, target: u64) -> io::Result<bool> {
-        match hook {
-            Hook::FromPod { ifindex } | Hook::ToPod { ifindex } => Ok(target as u32 == ifindex),
-            Hook::Socket(_) => Ok(fs::metadata(self.cgroup()?)?.ino() == target),
+        match hook.device() {
+            Some(ifindex) => Ok(target as u32 == ifindex),
+            None => Ok(fs::metadata(self.cgroup()?)?.ino() == target),
         }
     }
 
@@ -201,11 +220,9 @@ impl Links {
     }
 
     fn create(&self, pin: &Path, hook: Hook, program: BorrowedFd<'_>) -> io::Result<Outcome> {
-        let link = match hook {
-            Hook::FromPod { ifindex } | Hook::ToPod { ifindex } => {
-                sys::link_create(program, ifindex, hook.attach_type(), sys::FIRST)
-            }
-            Hook::Socket(_) => {
+        let link = match hook.device() {
+            Some(ifindex) => sys::link_create(program, ifindex, hook.attach_type(), sys::FIRST),
+            None => {
                 let cgroup = fs::File::open(self.cgroup()?)?;
                 // A cgroup link always stands beside others (flags 0; BPF_F_ALLOW_MULTI is refused).
                 sys::link_create(program, cgroup.as_raw_fd() as u32, hook.attach_type(), 0)
@@ -281,7 +298,12 @@ mod tests {
 
     #[test]
     fn pin_names_lead_back_to_their_hooks() {
-        let devices = [Hook::FromPod { ifindex: 7 }, Hook::ToPod { ifindex: 4_000_000_000 }];
+        let devices = [
+            Hook::FromPod { ifindex: 7 },
+            Hook::ToPod { ifindex: 4_000_000_000 },
+            Hook::FromOutside { ifindex: 7 },
+            Hook::ToOutside { ifindex: 2 },
+        ];
         for hook in devices.into_iter().chain(SocketHook::ALL.into_iter().map(Hook::Socket)) {
             assert_eq!(Hook::from_pin_name(&hook.pin_name()), Some(hook));
         }

@@ -89,6 +89,16 @@ fn text(shown: &Shown) -> String {
         }
         let _ = write!(text, "\n{}", table.render());
     }
+    if !s.uplinks.is_empty() {
+        let mut table = TextTable::new(&["OTHER DEVICE", "UPLINK", "ATTACHED", "ADDRESSES", "MTU", "WHY"]);
+        let word = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+        for u in &s.uplinks {
+            let addrs: Vec<String> = u.addrs.iter().map(ToString::to_string).collect();
+            let (is_uplink, attached) = (word(u.is_uplink), word(u.attached));
+            table.row([u.name.clone(), is_uplink, attached, addrs.join(" "), u.mtu.to_string(), u.why.clone()]);
+        }
+        let _ = write!(text, "\n{}", table.render());
+    }
     text
 }
 
@@ -125,6 +135,9 @@ Problems (1)
 
 DEVICE  ATTACHED  ADDRESSES   KNOWN BY
 veth1   yes       10.244.1.5  namespace
+
+OTHER DEVICE  UPLINK  ATTACHED  ADDRESSES      MTU   WHY
+eth0          yes     yes       192.168.99.11  1500  carries a default route
 ";
         assert_eq!(text(&shown), want);
         shown.alive = false;

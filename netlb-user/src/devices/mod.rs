@@ -1,20 +1,24 @@
-//! Which veths lead to pods of this node, and which addresses sit behind each.
+//! Which veths lead to pods of this node, and which addresses sit behind each; which devices lead to the outside.
 //!
 //! The agent is told neither by the CNI nor by the cluster: it reads the kernel. A packet's source is never proof of anything.
 //!
 //! - [`parse`]: netlink payloads to plain records.
 //! - [`select`]: which links are pods' devices. Never an uplink, never anything without a peer in another network namespace.
+//! - [`uplinks`]: which of the others are uplinks, and why.
 //! - [`scan`]: asks the kernel and puts it together: addresses by the pod's namespace, else by host routes, else by FDB and neighbours.
 //! - [`watch`]: a thread that follows changes.
 
 pub mod parse;
 pub mod scan;
 pub mod select;
+pub mod uplinks;
 pub mod watch;
 
 use std::collections::BTreeMap;
 
 use crate::model::PodDevice;
+use parse::Address;
+use uplinks::Judged;
 
 /// How the addresses behind a device became known.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -50,3 +54,13 @@ pub struct Found {
 
 /// Pod devices by interface index.
 pub type Devices = BTreeMap<u32, Found>;
+
+/// What one look at the kernel found.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Picture {
+    pub pods: Devices,
+    /// Every other device by interface index, uplink or not.
+    pub others: BTreeMap<u32, Judged>,
+    /// Addresses of the node's devices, in the kernel's order.
+    pub addresses: Vec<Address>,
+}

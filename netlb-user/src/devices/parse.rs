@@ -6,6 +6,10 @@ use crate::netlink::{Attributes, attributes};
 
 /// `struct ifinfomsg`.
 const LINK_HEADER: usize = 16;
+/// Of its ifi_type (if_arp.h).
+const ARPHRD_ETHER: u16 = 1;
+/// Of its ifi_flags (if.h).
+const IFF_LOOPBACK: u32 = 0x8;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
@@ -20,7 +24,11 @@ const ADDRESS_HEADER: usize = 8;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_FLAGS: u16 = 8;
+/// Of an IPv6 address: made up for privacy, and given up after a while. Of an IPv4 address: not the first of its subnet.
+const IFA_F_TEMPORARY: u32 = 0x01;
 const IFA_F_DADFAILED: u32 = 0x08;
+const IFA_F_DEPRECATED: u32 = 0x20;
+const IFA_F_TENTATIVE: u32 = 0x40;
 
 /// `struct rtmsg`.
 const ROUTE_HEADER: usize = 12;
@@ -30,6 +38,8 @@ const RTA_GATEWAY: u16 = 5;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_VIA: u16 = 18;
 const RTN_UNICAST: u8 = 1;
+/// `struct rtnexthop`: length of it with its attributes, flags, hops, interface index.
+const NEXT_HOP_HEADER: usize = 8;
 
 /// `struct ndmsg`.
 const NEIGHBOUR_HEADER: usize = 12;
@@ -54,6 +64,9 @@ pub struct Link {
     pub peer: u32,
     /// This namespace's id for the one the other end is in; `None`: it is in this one.
     pub peer_namespace: Option<i32>,
+    /// Its frames begin with an Ethernet header.
+    pub ethernet: bool,
+    pub loopback: bool,
 }
 
 /// An address of an interface.
@@ -62,6 +75,8 @@ pub struct Address {
     pub ifindex: u32,
     pub ip: IpAddr,
     pub prefix: u8,
+    /// Others may be told of it: it is proven to be nobody else's, and not about to go.
+    pub lasting: bool,
 }
 
 /// A route of the main table, as far as it says what is behind a device.
@@ -74,6 +89,8 @@ pub struct Route {
     pub prefix: u8,
     /// By way of a router.
     pub gateway: bool,
+    /// One of several ways to the destination: says nothing about what is behind one device.
+    pub shared: bool,
 }
 
 /// A neighbour of an interface, or a MAC a bridge learnt on a port.
@@ -98,31 +115,48 @@ pub fn link(payload: &[u8]) -> Option<Link> {
         master: attributes.u32(IFLA_MASTER).unwrap_or(0),
         peer: attributes.u32(IFLA_LINK).unwrap_or(0),
         peer_namespace: attributes.u32(IFLA_LINK_NETNSID).map(|id| id as i32).filter(|id| *id >= 0),
+        ethernet: payload.get(2..4)? == ARPHRD_ETHER.to_ne_bytes(),
+        loopback: word(payload, 8)? & IFF_LOOPBACK != 0,
     })
 }
 
 /// RTM_NEWADDR; addresses that failed duplicate detection are nobody's.
 pub fn address(payload: &[u8]) -> Option<Address> {
     let attributes = attributes(payload, ADDRESS_HEADER);
-    if attributes.u32(IFA_FLAGS).unwrap_or(0) & IFA_F_DADFAILED != 0 {
+    let flags = attributes.u32(IFA_FLAGS).unwrap_or(0);
+    if flags & IFA_F_DADFAILED != 0 {
         return None;
     }
     let ip = attributes.get(IFA_LOCAL).or_else(|| attributes.get(IFA_ADDRESS)).and_then(ip)?;
-    Some(Address { ifindex: word(payload, 4)?, ip, prefix: *payload.get(1)? })
+    let passing = IFA_F_TENTATIVE | IFA_F_DEPRECATED | if ip.is_ipv6() { IFA_F_TEMPORARY } else { 0 };
+    Some(Address { ifindex: word(payload, 4)?, ip, prefix: *payload.get(1)?, lasting: flags & passing == 0 })
 }
 
-/// RTM_NEWROUTE; unicast routes only. A multipath route says nothing about one device.
-pub fn route(payload: &[u8]) -> Option<Route> {
+/// RTM_NEWROUTE; unicast routes only. A multipath route is one a device.
+pub fn route(payload: &[u8]) -> Vec<Route> {
+    ways(payload).unwrap_or_default()
+}
+
+fn ways(payload: &[u8]) -> Option<Vec<Route>> {
     let attributes = attributes(payload, ROUTE_HEADER);
-    if *payload.get(7)? != RTN_UNICAST || attributes.get(RTA_MULTIPATH).is_some() {
+    if *payload.get(7)? != RTN_UNICAST {
         return None;
     }
-    Some(Route {
-        ifindex: attributes.u32(RTA_OIF)?,
-        destination: attributes.get(RTA_DST).and_then(ip),
-        prefix: *payload.get(1)?,
-        gateway: attributes.get(RTA_GATEWAY).is_some() || attributes.get(RTA_VIA).is_some(),
-    })
+    let (destination, prefix) = (attributes.get(RTA_DST).and_then(ip), *payload.get(1)?);
+    let routed = |hop: &Attributes<'_>| hop.get(RTA_GATEWAY).is_some() || hop.get(RTA_VIA).is_some();
+    let Some(mut hops) = attributes.get(RTA_MULTIPATH) else {
+        let (ifindex, gateway) = (attributes.u32(RTA_OIF)?, routed(&attributes));
+        return Some(vec![Route { ifindex, destination, prefix, gateway, shared: false }]);
+    };
+    let mut ways = Vec::new();
+    while let Some(len) = hops.get(..2) {
+        let len = usize::from(u16::from_ne_bytes(len.try_into().ok()?));
+        let hop = hops.get(..len).filter(|_| len >= NEXT_HOP_HEADER)?;
+        let gateway = routed(&crate::netlink::attributes(hop, NEXT_HOP_HEADER));
+        ways.push(Route { ifindex: word(hop, 4)?, destination, prefix, gateway, shared: true });
+        hops = hops.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Some(ways)
 }
 
 /// RTM_NEWNEIGH: of an interface, or (family AF_BRIDGE) of a bridge's port. Entries without a proven MAC, and a bridge's own, are left out.
@@ -174,8 +208,18 @@ mod tests {
 
     fn link_header(ifindex: u32) -> Vec<u8> {
         let mut header = vec![0u8; LINK_HEADER];
+        header[2..4].copy_from_slice(&ARPHRD_ETHER.to_ne_bytes());
         header[4..8].copy_from_slice(&ifindex.to_ne_bytes());
         header
+    }
+
+    #[test]
+    fn devices_without_ethernet_headers_and_the_loopback() {
+        let mut header = link_header(1);
+        header[2..4].copy_from_slice(&772u16.to_ne_bytes());
+        header[8..12].copy_from_slice(&(IFF_LOOPBACK | 1).to_ne_bytes());
+        let lo = link(&with(&header, &[(IFLA_IFNAME, b"lo\0")])).expect("a link");
+        assert_eq!((lo.ethernet, lo.loopback), (false, true));
     }
 
     #[test]
@@ -202,6 +246,8 @@ mod tests {
             master: 4,
             peer: 2,
             peer_namespace: Some(3),
+            ethernet: true,
+            loopback: false,
         };
         assert_eq!(link(&payload), Some(want));
         let unassigned = with(&link_header(7), &[(IFLA_IFNAME, b"a\0"), (IFLA_LINK_NETNSID, &(-1i32).to_ne_bytes())]);
@@ -214,11 +260,19 @@ mod tests {
         let header = [2, 24, 0, 0, 5, 0, 0, 0];
         let payload = with(&header, &[(IFA_ADDRESS, &[10, 0, 0, 1]), (IFA_LOCAL, &[10, 0, 0, 2])]);
         let ip: IpAddr = [10, 0, 0, 2].into();
-        assert_eq!(address(&payload), Some(Address { ifindex: 5, ip, prefix: 24 }));
+        assert_eq!(address(&payload), Some(Address { ifindex: 5, ip, prefix: 24, lasting: true }));
         let v6 = with(&[10, 64, 0, 0, 5, 0, 0, 0], &[(IFA_ADDRESS, &[0xfd; 16])]);
         assert_eq!(address(&v6).map(|a| a.ip), Some(IpAddr::from([0xfd; 16])));
         let duplicate = with(&header, &[(IFA_LOCAL, &[10, 0, 0, 2]), (IFA_FLAGS, &IFA_F_DADFAILED.to_ne_bytes())]);
         assert_eq!(address(&duplicate), None);
+        let lasts = |family: u8, ip: &[u8], flags: u32| {
+            let header = [family, 24, 0, 0, 5, 0, 0, 0];
+            address(&with(&header, &[(IFA_ADDRESS, ip), (IFA_FLAGS, &flags.to_ne_bytes())])).map(|a| a.lasting)
+        };
+        assert_eq!(lasts(2, &[10, 0, 0, 2], IFA_F_TEMPORARY), Some(true), "the second of its subnet");
+        for flags in [IFA_F_TEMPORARY, IFA_F_TENTATIVE, IFA_F_DEPRECATED] {
+            assert_eq!(lasts(10, &[0xfd; 16], flags), Some(false), "{flags}");
+        }
     }
 
     #[test]
@@ -227,11 +281,22 @@ mod tests {
         let oif = 9u32.to_ne_bytes();
         let host = with(&header(32, RTN_UNICAST), &[(RTA_DST, &[10, 244, 0, 5]), (RTA_OIF, &oif)]);
         let ip: IpAddr = [10, 244, 0, 5].into();
-        assert_eq!(route(&host), Some(Route { ifindex: 9, destination: Some(ip), prefix: 32, gateway: false }));
+        let way =
+            |ifindex, destination, prefix, gateway, shared| Route { ifindex, destination, prefix, gateway, shared };
+        assert_eq!(route(&host), [way(9, Some(ip), 32, false, false)]);
         let default = with(&header(0, RTN_UNICAST), &[(RTA_GATEWAY, &[192, 168, 99, 1]), (RTA_OIF, &oif)]);
-        assert_eq!(route(&default), Some(Route { ifindex: 9, destination: None, prefix: 0, gateway: true }));
-        assert_eq!(route(&with(&header(32, 2), &[(RTA_OIF, &oif)])), None, "a local route");
-        assert_eq!(route(&with(&header(24, RTN_UNICAST), &[(RTA_MULTIPATH, &[0; 8])])), None);
+        assert_eq!(route(&default), [way(9, None, 0, true, false)]);
+        assert_eq!(route(&with(&header(32, 2), &[(RTA_OIF, &oif)])), [], "a local route");
+        let hop = |ifindex: u8, attributes: &[(u16, &[u8])]| {
+            let mut hop = with(&[0, 0, 0, 0, ifindex, 0, 0, 0], attributes);
+            let len = hop.len() as u16;
+            hop[..2].copy_from_slice(&len.to_ne_bytes());
+            hop
+        };
+        let hops = [hop(7, &[(RTA_GATEWAY, &[192, 168, 99, 1])]), hop(8, &[])].concat();
+        let several = with(&header(0, RTN_UNICAST), &[(RTA_MULTIPATH, &hops)]);
+        assert_eq!(route(&several), [way(7, None, 0, true, true), way(8, None, 0, false, true)]);
+        assert_eq!(route(&with(&header(24, RTN_UNICAST), &[(RTA_MULTIPATH, &[0; 8])])), [], "a way cut short");
     }
 
     #[test]

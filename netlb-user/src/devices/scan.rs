@@ -1,4 +1,4 @@
-//! One look at the kernel: every pod device with what is behind it.
+//! One look at the kernel: every pod device with what is behind it, every other device with what it is to netlb.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::parse::{self, Link, Neighbour, Route};
 use super::select::{self, Wishes, is_pod_address};
-use super::{Devices, Found, How};
+use super::{Devices, Found, How, Picture, uplinks};
 use crate::model::PodDevice;
 use crate::netlink::{Netlink, Request, retry};
 
@@ -25,7 +25,7 @@ const FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
 ///
 /// # Errors
 /// If the agent's own namespace cannot be read. A pod's namespace that cannot be read is none: other sources tell its addresses.
-pub fn scan(netlink: &mut Netlink, wishes: &Wishes) -> io::Result<Devices> {
+pub fn scan(netlink: &mut Netlink, wishes: &Wishes) -> io::Result<Picture> {
     let links = links(netlink)?;
     let mut addresses = Vec::new();
     let mut routes = Vec::new();
@@ -42,7 +42,7 @@ pub fn scan(netlink: &mut Netlink, wishes: &Wishes) -> io::Result<Devices> {
     }
     let bridges: BTreeSet<u32> = links.iter().filter(|l| l.kind == "bridge").map(|l| l.ifindex).collect();
     let mut learnt = None;
-    let mut devices = Devices::new();
+    let mut pods = Devices::new();
     for link in select::pods(&links, &addresses, &routes, wishes) {
         let inside = inside(netlink, link).unwrap_or_default();
         let bridge = if bridges.contains(&link.master) { link.master } else { 0 };
@@ -65,9 +65,10 @@ pub fn scan(netlink: &mut Netlink, wishes: &Wishes) -> io::Result<Devices> {
             host_mac: link.mac,
             addrs,
         };
-        devices.insert(link.ifindex, Found { device, how });
+        pods.insert(link.ifindex, Found { device, how });
     }
-    Ok(devices)
+    let others = uplinks::judge(&links, &addresses, &routes, &pods.keys().copied().collect(), wishes);
+    Ok(Picture { pods, others, addresses })
 }
 
 /// What a pod's namespace says of its end of the veth.
@@ -129,7 +130,7 @@ fn outside(
 ) -> (How, BTreeSet<IpAddr>, [u8; 6]) {
     let routed: BTreeSet<IpAddr> = routes
         .iter()
-        .filter(|r| r.ifindex == link.ifindex && !r.gateway)
+        .filter(|r| r.ifindex == link.ifindex && !r.gateway && !r.shared)
         .filter_map(|r| r.destination.filter(|ip| r.prefix == if ip.is_ipv4() { 32 } else { 128 }))
         .filter(|ip| is_pod_address(*ip))
         .collect();
@@ -162,11 +163,11 @@ fn links(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
     dump(netlink, || Request::new(RTM_GETLINK, &link_header(0)), parse::link)
 }
 
-fn dump<T>(
+fn dump<T: IntoIterator>(
     netlink: &mut Netlink,
     request: impl Fn() -> Request,
-    parse: impl Fn(&[u8]) -> Option<T>,
-) -> io::Result<Vec<T>> {
+    parse: impl Fn(&[u8]) -> T,
+) -> io::Result<Vec<T::Item>> {
     retry(|| {
         let mut found = Vec::new();
         netlink.dump(request(), |_, payload| found.extend(parse(payload)))?;
@@ -211,7 +212,7 @@ mod tests {
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
 
     fn route(ifindex: u32, to: &str, prefix: u8, gateway: bool) -> Route {
-        Route { ifindex, destination: Some(ip(to)), prefix, gateway }
+        Route { ifindex, destination: Some(ip(to)), prefix, gateway, shared: false }
     }
 
     #[test]
@@ -224,6 +225,7 @@ mod tests {
             route(9, "10.244.2.0", 24, false),
             route(9, "10.244.1.9", 32, true),
             route(8, "10.244.1.6", 32, false),
+            Route { shared: true, ..route(9, "10.244.1.7", 32, false) },
         ];
         let neighbours = vec![Neighbour { ifindex: 9, ip: Some(ip("10.244.1.5")), mac: MAC }];
         let learnt = Learnt { neighbours, ..Learnt::default() };

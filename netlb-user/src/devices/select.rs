@@ -1,7 +1,7 @@
 //! Which links are pods' devices.
 //!
 //! A pod's device is a veth whose other end is in another network namespace. A node that itself is a container has such a veth as its uplink:
-//! what carries an address with a subnet, or a route by way of a router, is an uplink and never touched. (The host side of a pod's veth has no
+//! what carries an address with a subnet, or a route by way of a router, is one, and no pod's device. (The host side of a pod's veth has no
 //! address, a link-local one, or the gateway's with full prefix length.)
 
 use std::collections::BTreeSet;
@@ -14,8 +14,19 @@ use super::parse::{Address, Link, Route};
 pub struct Wishes {
     /// Names (with `*`) of pods' devices; empty: any veth to another namespace.
     pub pod_interfaces: Vec<String>,
-    /// Names (with `*`) of uplinks: never pods' devices.
+    /// Names (with `*`) of uplinks, and of nothing else; empty: they are found.
     pub uplinks: Vec<String>,
+}
+
+impl Wishes {
+    /// The operator says that this is an uplink.
+    pub fn names_uplink(&self, name: &str) -> bool {
+        matches(&self.uplinks, name)
+    }
+}
+
+fn matches(patterns: &[String], name: &str) -> bool {
+    patterns.iter().any(|p| glob(p, name))
 }
 
 /// The links that lead to pods, in the order given.
@@ -26,16 +37,16 @@ pub fn pods<'a>(links: &'a [Link], addresses: &[Address], routes: &[Route], wish
         .map(|a| a.ifindex)
         .chain(routes.iter().filter(|r| r.gateway).map(|r| r.ifindex))
         .collect();
-    let matches = |patterns: &[String], name: &str| patterns.iter().any(|p| glob(p, name));
     links
         .iter()
         .filter(|link| link.kind == "veth" && link.peer_namespace.is_some())
-        .filter(|link| !uplinks.contains(&link.ifindex) && !matches(&wishes.uplinks, &link.name))
+        .filter(|link| !uplinks.contains(&link.ifindex) && !wishes.names_uplink(&link.name))
         .filter(|link| wishes.pod_interfaces.is_empty() || matches(&wishes.pod_interfaces, &link.name))
         .collect()
 }
 
-fn has_subnet(address: &Address) -> bool {
+/// Neighbours share the address's network, so it is no pod's gateway.
+pub(super) fn has_subnet(address: &Address) -> bool {
     match address.ip {
         IpAddr::V4(ip) => address.prefix < 32 && !ip.is_link_local(),
         IpAddr::V6(ip) => address.prefix < 128 && !ip.is_unicast_link_local(),
@@ -70,7 +81,8 @@ mod tests {
 
     fn address(ifindex: u32, text: &str) -> Address {
         let (ip, prefix) = text.split_once('/').expect("has a prefix length");
-        Address { ifindex, ip: ip.parse().expect("an address"), prefix: prefix.parse().expect("a length") }
+        let (ip, prefix) = (ip.parse().expect("an address"), prefix.parse().expect("a length"));
+        Address { ifindex, ip, prefix, lasting: true }
     }
 
     fn names<'a>(links: &'a [Link], addresses: &[Address], routes: &[Route], wishes: &Wishes) -> Vec<&'a str> {
@@ -98,8 +110,8 @@ mod tests {
             address(5, "10.244.1.1/32"),
         ];
         let routes = [
-            Route { ifindex: 7, destination: None, prefix: 0, gateway: true },
-            Route { ifindex: 5, destination: Some([10, 244, 1, 5].into()), prefix: 32, gateway: false },
+            Route { ifindex: 7, destination: None, prefix: 0, gateway: true, shared: false },
+            Route { ifindex: 5, destination: Some([10, 244, 1, 5].into()), prefix: 32, gateway: false, shared: false },
         ];
         assert_eq!(names(&world(), &addresses, &routes, &Wishes::default()), ["vetha", "calib"]);
         let v6 = [address(4, "fd00::1/64")];

@@ -1,4 +1,4 @@
-//! A thread that keeps the picture of pod devices fresh.
+//! A thread that keeps the picture of devices fresh.
 //!
 //! Notifications say that something changed; a scan says what. Bursts (a pod's start is a dozen notifications) are gathered for a moment, and
 //! scans keep a distance that grows with their own cost. A slow timer scans anyway: a lost notification costs seconds, not for ever.
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::scan::scan;
 use super::select::Wishes;
-use super::{Devices, How};
+use super::{How, Picture};
 use crate::netlink::{Heard, Listener, Netlink};
 
 const RTNLGRP_LINK: u32 = 1;
@@ -43,28 +43,28 @@ pub struct ScanFailed(pub io::Error);
 /// If notifications cannot be had (EPERM without rights), or the thread cannot be made.
 pub fn start(
     wishes: Wishes,
-    mut each: impl FnMut(Result<Devices, ScanFailed>) -> bool + Send + 'static,
+    mut each: impl FnMut(Result<Picture, ScanFailed>) -> bool + Send + 'static,
 ) -> io::Result<()> {
     // Before the first scan: what changes after it is heard.
     let mut listener = Listener::open(&GROUPS)?;
     let mut netlink = Netlink::open(libc::NETLINK_ROUTE)?;
     std::thread::Builder::new().name("devices".to_owned()).spawn(move || {
-        let mut last: Option<Devices> = None;
+        let mut last: Option<Picture> = None;
         let mut hears_neighbours = false;
         loop {
             let began = Instant::now();
             let result = scan(&mut netlink, &wishes);
             let cost = began.elapsed();
             let pause = match result {
-                Ok(devices) => {
-                    if !hears_neighbours && devices.values().any(|d| d.how != How::Namespace) {
+                Ok(picture) => {
+                    if !hears_neighbours && picture.pods.values().any(|d| d.how != How::Namespace) {
                         // Only now: a busy bridge changes its neighbours all the time.
                         hears_neighbours = listener.join(RTNLGRP_NEIGH).is_ok();
                     }
-                    let news = last.as_ref() != Some(&devices);
+                    let news = last.as_ref() != Some(&picture);
                     if news {
-                        last = Some(devices.clone());
-                        if !each(Ok(devices)) {
+                        last = Some(picture.clone());
+                        if !each(Ok(picture)) {
                             return;
                         }
                     }

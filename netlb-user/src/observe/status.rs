@@ -37,6 +37,8 @@ pub struct Status {
     pub not_enforced: Vec<String>,
     pub delivery: Option<Delivery>,
     pub devices: Vec<DeviceStatus>,
+    /// Every device that is no pod's, uplink or not.
+    pub uplinks: Vec<UplinkStatus>,
     pub conntrack: Conntrack,
     /// What an operator should know and need not act on at once.
     pub notes: Vec<String>,
@@ -58,6 +60,22 @@ pub struct DeviceStatus {
     pub addrs: BTreeSet<IpAddr>,
     /// How the addresses became known, see [`crate::devices::How`].
     pub how: String,
+    /// netlb's programs are on it.
+    pub attached: bool,
+}
+
+/// A device that is no pod's.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct UplinkStatus {
+    pub name: String,
+    pub ifindex: u32,
+    /// The source of what is masqueraded here: at most one a family.
+    pub addrs: Vec<IpAddr>,
+    /// Bytes of IP packet.
+    pub mtu: u32,
+    pub is_uplink: bool,
+    /// Why it is one, or is none, in words.
+    pub why: String,
     /// netlb's programs are on it.
     pub attached: bool,
 }
@@ -146,6 +164,15 @@ pub(crate) mod tests {
                 ifindex: 7,
                 addrs: BTreeSet::from(["10.244.1.5".parse().expect("an address")]),
                 how: "namespace".to_owned(),
+                attached: true,
+            }],
+            uplinks: vec![UplinkStatus {
+                name: "eth0".to_owned(),
+                ifindex: 2,
+                addrs: vec!["192.168.99.11".parse().expect("an address")],
+                mtu: 1500,
+                is_uplink: true,
+                why: "carries a default route".to_owned(),
                 attached: true,
             }],
             conntrack: Conntrack { entries: 8, capacity: 10, new_entries: 1, new_capacity: 4 },

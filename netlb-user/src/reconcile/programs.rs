@@ -16,12 +16,14 @@ use crate::bpf::clock::JiffiesClock;
 use crate::bpf::loader::{self, LoadError, Loaded};
 use crate::bpf::pins::{Capacities, KeptCapacity, Pins};
 use crate::bpf::table::Table;
-use crate::devices::Devices;
+use crate::devices::{Picture, uplinks};
 
 /// Programs of the agent's hooks.
-const ATTACHED: [&str; 10] = [
+const ATTACHED: [&str; 12] = [
     program::TO_POD,
     program::FROM_POD,
+    program::TO_OUTSIDE,
+    program::FROM_OUTSIDE,
     program::RECVMSG4,
     program::RECVMSG6,
     program::GETPEERNAME4,
@@ -126,8 +128,13 @@ impl Programs {
     }
 
     /// Our programs are on both sides of a pod's device.
-    pub fn is_on(&self, ifindex: u32) -> bool {
-        self.on.contains(&Hook::FromPod { ifindex }) && self.on.contains(&Hook::ToPod { ifindex })
+    pub fn is_on_pod(&self, ifindex: u32) -> bool {
+        sides_of_pod(ifindex).iter().all(|hook| self.on.contains(hook))
+    }
+
+    /// Our programs are on both sides of an uplink.
+    pub fn is_on_uplink(&self, ifindex: u32) -> bool {
+        sides_of_uplink(ifindex).iter().all(|hook| self.on.contains(hook))
     }
 
     /// Programs are on every hook that is known, or cannot be.
@@ -150,16 +157,17 @@ impl Programs {
         self.errors.values().map(String::as_str)
     }
 
-    /// Says where programs belong: on the node's sockets, and on both sides of each device (`None`: not known yet). Takes them off devices that
-    /// are no pods' any more. `again`: hooks that have them are to be looked at too, since somebody may have taken them off.
-    pub fn want(&mut self, devices: Option<&Devices>, again: bool) {
+    /// Says where programs belong: on the node's sockets, and on both sides of each pod's device and uplink (`None`: not known yet). Takes them off
+    /// devices that are neither any more. `again`: hooks that have them are to be looked at too, since somebody may have taken them off.
+    pub fn want(&mut self, devices: Option<&Picture>, again: bool) {
         if self.is_idle() {
             return;
         }
-        // The way back stands before the way out.
-        let pods = devices.into_iter().flat_map(|devices| devices.keys());
-        let sides = |ifindex: &u32| [Hook::ToPod { ifindex: *ifindex }, Hook::FromPod { ifindex: *ifindex }];
-        self.wanted = SocketHook::ALL.into_iter().map(Hook::Socket).chain(pods.flat_map(sides)).collect();
+        // What an uplink brings is answered by pods, whose devices come first.
+        let pods = devices.into_iter().flat_map(|seen| seen.pods.keys()).flat_map(|i| sides_of_pod(*i));
+        let uplinks = devices.into_iter().flat_map(|seen| uplinks::uplinks(&seen.others));
+        let uplinks = uplinks.flat_map(|(ifindex, _)| sides_of_uplink(ifindex));
+        self.wanted = SocketHook::ALL.into_iter().map(Hook::Socket).chain(pods).chain(uplinks).collect();
         let all: BTreeSet<Hook> = self.wanted.iter().copied().collect();
         self.pending = all.iter().copied().filter(|hook| again || !self.on.contains(hook)).collect();
         if devices.is_some() {
@@ -221,6 +229,16 @@ impl Programs {
             }
         }
     }
+}
+
+/// In the order of attaching: the way back stands before the way out.
+fn sides_of_pod(ifindex: u32) -> [Hook; 2] {
+    [Hook::ToPod { ifindex }, Hook::FromPod { ifindex }]
+}
+
+/// In the order of attaching, as for pods.
+fn sides_of_uplink(ifindex: u32) -> [Hook; 2] {
+    [Hook::ToOutside { ifindex }, Hook::FromOutside { ifindex }]
 }
 
 /// HZ as an agent before this one found it: maps do not outlive the kernel they were made in.

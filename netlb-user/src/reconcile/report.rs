@@ -9,7 +9,7 @@ use netlb_common::backend::state;
 use super::Reconciler;
 use crate::config::Config;
 use crate::observe::names;
-use crate::observe::status::{self, Conntrack, DeviceStatus, Ready, Status};
+use crate::observe::status::{self, Conntrack, DeviceStatus, Ready, Status, UplinkStatus};
 use crate::plan::Names;
 use crate::runtime::preflight;
 
@@ -108,6 +108,7 @@ impl Report {
             not_enforced: agent.controller.not_enforced(),
             delivery: agent.delivery.clone(),
             devices: devices(agent),
+            uplinks: uplinks(agent),
             conntrack: self.conntrack,
             notes,
         }
@@ -115,14 +116,29 @@ impl Report {
 }
 
 fn devices(agent: &Reconciler) -> Vec<DeviceStatus> {
-    let found = agent.devices.iter().flat_map(|devices| devices.values());
+    let found = agent.devices.iter().flat_map(|seen| seen.pods.values());
     found
         .map(|found| DeviceStatus {
             name: found.device.name.clone(),
             ifindex: found.device.ifindex,
             addrs: found.device.addrs.clone(),
             how: found.how.name().to_owned(),
-            attached: agent.programs.is_on(found.device.ifindex),
+            attached: agent.programs.is_on_pod(found.device.ifindex),
+        })
+        .collect()
+}
+
+fn uplinks(agent: &Reconciler) -> Vec<UplinkStatus> {
+    let judged = agent.devices.iter().flat_map(|seen| &seen.others);
+    judged
+        .map(|(ifindex, judged)| UplinkStatus {
+            name: judged.device.name.clone(),
+            ifindex: *ifindex,
+            addrs: judged.device.v4.iter().chain(&judged.device.v6).copied().collect(),
+            mtu: judged.device.mtu,
+            is_uplink: judged.is_uplink,
+            why: judged.why.clone(),
+            attached: agent.programs.is_on_uplink(*ifindex),
         })
         .collect()
 }
@@ -141,7 +157,7 @@ fn ready(agent: &Reconciler) -> Ready {
     } else if let Some(failure) = &agent.scan_failure {
         Some(failure.clone())
     } else if agent.devices.is_none() {
-        Some("the pods' devices have not been listed yet".to_owned())
+        Some("the node's devices have not been listed yet".to_owned())
     } else if !agent.synced {
         Some("programs are still being attached".to_owned())
     } else if let Some(error) = attach_errors.first() {
@@ -158,6 +174,7 @@ fn say_ready(status: &Status) {
             services = status.services,
             backends = status.backends,
             devices = status.devices.len(),
+            uplinks = status.uplinks.iter().filter(|uplink| uplink.is_uplink).count(),
             "ready: Services are in effect"
         );
     } else if status.synced {

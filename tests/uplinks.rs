@@ -1,0 +1,190 @@
+//! The agent's node changes under it: uplinks come, go, are renamed and get other addresses, and programs follow.
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use netlb_testnode::PodNetwork;
+use netlb_testnode::process::Stop;
+use netlb_tests::harness::{self, Trial};
+use netlb_tests::kernel_objects;
+use netlb_tests::need::{Need, need};
+use netlb_tests::rig::{Rig, Style};
+use netlb_tests::traffic::WORLD;
+use serde_json::{Value, json};
+
+const ACTOR: &str = env!("CARGO_BIN_EXE_netlb-actor");
+
+const STYLE: Style =
+    Style { pods: PodNetwork::Bridge, delivery: "auto", accel: "none", bridge_netfilter: false, tx_checksum: true };
+
+/// What is asked of a rig.
+type Check = fn(&Rig) -> Result<()>;
+
+fn main() -> ExitCode {
+    let rig = std::rc::Rc::new(std::cell::LazyCell::new(|| Rig::start(STYLE, ACTOR, WORLD)));
+    let trials: [(&str, Check); 6] = [
+        ("the node's uplink is found, and the pods' bridge is none", found),
+        ("an uplink comes, with a second one, and goes", comes_and_goes),
+        ("it changes address and MTU", changes),
+        ("it is renamed, and keeps its programs", renamed),
+        ("it becomes the port of a bridge, which takes its place", becomes_a_port),
+        ("programs that somebody took off it come back", taken_off),
+    ];
+    let trials = trials.map(|(name, check)| {
+        let rig = std::rc::Rc::clone(&rig);
+        Trial::new(name, move || {
+            let rig = (*rig).as_ref().map_err(|error| format!("no rig: {error:#}"))?;
+            check(rig).map_err(|error| format!("{error:#}\n{}", rig.agent.log_tail(15)))
+        })
+    });
+    harness::run(need(&[Need::Root, Need::Btf]), trials.into())
+}
+
+/// Runs `ip` with these arguments in the node's network namespace.
+fn ip(rig: &Rig, arguments: &str) -> Result<()> {
+    let mut command = Command::new("ip");
+    command.args(arguments.split(' '));
+    let output = rig.node.node(1)?.place.output("ip", command, b"", &Stop::default())?;
+    ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// The row of a device in the agent's status.
+fn row(rig: &Rig, name: &str) -> Result<Value> {
+    let status = rig.agent.status()?.context("no status")?;
+    let rows = status["uplinks"].as_array().context("no uplinks in the status")?;
+    rows.iter().find(|row| row["name"] == name).cloned().with_context(|| format!("no {name} in {rows:?}"))
+}
+
+/// Waits until a device is an uplink with programs on it.
+fn wait_uplink(rig: &Rig, name: &str) -> Result<()> {
+    rig.eventually(&format!("{name} is an uplink"), || {
+        let row = row(rig, name)?;
+        ensure!(row["is_uplink"] == true && row["attached"] == true, "{row}");
+        ensure_programs(rig, name, 1)
+    })
+}
+
+/// Waits until a device is none, for a reason with this word, and has no programs.
+fn wait_none(rig: &Rig, name: &str, word: &str) -> Result<()> {
+    rig.eventually(&format!("{name} is no uplink"), || {
+        let row = row(rig, name)?;
+        ensure!(row["is_uplink"] == false && row["attached"] == false, "{row}");
+        ensure!(row["why"].as_str().is_some_and(|why| why.contains(word)), "{row}");
+        ensure_programs(rig, name, 0)
+    })
+}
+
+fn ensure_programs(rig: &Rig, name: &str, count: usize) -> Result<()> {
+    let programs = kernel_objects::on_device(rig.node.node(1)?, name)?;
+    ensure!(programs.iter().all(|list| list.len() == count), "programs on {name}: {programs:?}, not {count} a side");
+    Ok(())
+}
+
+fn found(rig: &Rig) -> Result<()> {
+    wait_uplink(rig, "eth0")?;
+    let eth0 = row(rig, "eth0")?;
+    ensure!(eth0["why"] == "carries a default route", "{eth0}");
+    let own = netlb_testnode::address::node(1);
+    ensure!(eth0["addrs"] == json!([own.v4.to_string(), own.v6.to_string()]), "{eth0}");
+    wait_none(rig, "cni0", "pods' devices are its ports")?;
+    wait_none(rig, "lo", "loopback")
+}
+
+/// Makes `up0`, a device to a place where nobody answers.
+fn make(rig: &Rig) -> Result<()> {
+    ip(rig, "link add up0 type veth peer name up1")?;
+    ip(rig, "link set up0 up")?;
+    ip(rig, "link set up1 up")
+}
+
+fn remove(rig: &Rig, name: &str) -> Result<()> {
+    ip(rig, &format!("link del {name}"))
+}
+
+fn comes_and_goes(rig: &Rig) -> Result<()> {
+    make(rig)?;
+    wait_none(rig, "up0", "no address of its own")?;
+    ip(rig, "addr add 10.77.0.2/24 dev up0")?;
+    wait_uplink(rig, "up0")?;
+    ip(rig, "addr del 10.77.0.2/24 dev up0")?;
+    wait_none(rig, "up0", "no address of its own")?;
+    ip(rig, "route add 10.78.0.0/24 via inet 10.77.0.1 dev up0 onlink")?;
+    wait_uplink(rig, "up0")?;
+    ip(rig, "route del 10.78.0.0/24 dev up0")?;
+    wait_none(rig, "up0", "no address of its own")?;
+    ip(rig, "addr add 10.77.0.2/24 dev up0")?;
+    wait_uplink(rig, "up0")?;
+    let index = row(rig, "up0")?["ifindex"].as_u64().context("no index")?;
+    remove(rig, "up0")?;
+    rig.eventually("nothing is left of up0", || {
+        ensure!(row(rig, "up0").is_err(), "it is in the status");
+        let pins = kernel_objects::pins(rig.node.node(1)?, netlb_testnode::agent::PIN_PATH.as_ref())?;
+        let left: Vec<_> = pins.keys().filter(|pin| pin.to_string_lossy().ends_with(&format!("-{index}"))).collect();
+        ensure!(left.is_empty(), "{left:?}");
+        Ok(())
+    })?;
+    wait_uplink(rig, "eth0")
+}
+
+fn changes(rig: &Rig) -> Result<()> {
+    make(rig)?;
+    ip(rig, "addr add 10.77.0.2/24 dev up0")?;
+    wait_uplink(rig, "up0")?;
+    ip(rig, "link set up0 mtu 1400")?;
+    ip(rig, "addr add 10.77.0.3/24 dev up0")?;
+    ip(rig, "addr add fd00:77::2/64 dev up0 nodad")?;
+    let wait = |addrs: Value| {
+        rig.eventually("the new address is told", || {
+            let row = row(rig, "up0")?;
+            ensure!(row["addrs"] == addrs && row["mtu"] == 1400, "{row}");
+            Ok(())
+        })
+    };
+    wait(json!(["10.77.0.2", "fd00:77::2"]))?;
+    ip(rig, "addr del 10.77.0.2/24 dev up0")?;
+    ip(rig, "addr replace 10.77.0.3/24 dev up0")?;
+    wait(json!(["10.77.0.3", "fd00:77::2"]))?;
+    remove(rig, "up0")
+}
+
+fn renamed(rig: &Rig) -> Result<()> {
+    make(rig)?;
+    ip(rig, "addr add 10.77.0.2/24 dev up0")?;
+    wait_uplink(rig, "up0")?;
+    let before = kernel_objects::on_device(rig.node.node(1)?, "up0")?;
+    ip(rig, "link set up0 down")?;
+    ip(rig, "link set up0 name wan0")?;
+    ip(rig, "link set wan0 up")?;
+    wait_uplink(rig, "wan0")?;
+    let after = kernel_objects::on_device(rig.node.node(1)?, "wan0")?;
+    ensure!(before == after, "the programs were {before:?} and are {after:?}");
+    remove(rig, "wan0")
+}
+
+fn becomes_a_port(rig: &Rig) -> Result<()> {
+    make(rig)?;
+    ip(rig, "addr add 10.77.0.2/24 dev up0")?;
+    wait_uplink(rig, "up0")?;
+    ip(rig, "link add wide0 type bridge")?;
+    ip(rig, "link set wide0 up")?;
+    ip(rig, "addr add 10.77.1.2/24 dev wide0")?;
+    wait_none(rig, "wide0", "without ports")?;
+    ip(rig, "link set up0 master wide0")?;
+    wait_uplink(rig, "wide0")?;
+    wait_none(rig, "up0", "a port of wide0")?;
+    remove(rig, "wide0")?;
+    wait_uplink(rig, "up0")?;
+    remove(rig, "up0")
+}
+
+fn taken_off(rig: &Rig) -> Result<()> {
+    let index = row(rig, "eth0")?["ifindex"].as_u64().context("no index")?;
+    let node = rig.node.node(1)?;
+    for program in ["from_outside", "to_outside"] {
+        let pin = format!("{}/links/{program}-{index}", netlb_testnode::agent::PIN_PATH);
+        node.mount.run(|| std::fs::remove_file(&pin))?.with_context(|| format!("no {pin}"))?;
+    }
+    ensure_programs(rig, "eth0", 0)?;
+    rig.eventually("the programs are back", || ensure_programs(rig, "eth0", 1))
+}
