@@ -12,6 +12,7 @@ mod sh;
 mod show;
 mod sudo;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 

@@ -35,7 +35,7 @@ pub(crate) fn setup() -> Result<Tools> {
     rust_src(&nightly)?;
     lint_tools()?;
     bpf_linker()?;
-    packages()?;
+    packages(&PROGRAMS)?;
     Ok(Tools { nightly })
 }
 
@@ -98,9 +98,10 @@ fn bpf_linker() -> Result<()> {
     ]))
 }
 
-fn packages() -> Result<()> {
+/// Makes sure that programs, each with the Debian package it is in, are installed.
+pub(crate) fn packages(programs: &[(&str, &'static str)]) -> Result<()> {
     let missing: Vec<&str> =
-        PROGRAMS.iter().filter(|(program, _)| !sh::installed(program)).map(|(_, package)| *package).collect();
+        programs.iter().filter(|(program, _)| !sh::installed(program)).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -124,7 +125,8 @@ fn packages() -> Result<()> {
     apt(&install)
 }
 
-fn say(what: &str) {
+/// Says what is being installed.
+pub(crate) fn say(what: &str) {
     println!("set-up: {what}");
 }
 

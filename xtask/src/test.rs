@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::setup::Tools;
+use crate::vm::{self, Kernel};
 use crate::{build, lint, setup, sh, show, sudo};
 
 /// Arguments of `test`.
@@ -17,49 +18,63 @@ use crate::{build, lint, setup, sh, show, sudo};
 pub(crate) struct Args {
     /// `unit`, or the name of a file of integration tests; all if none is named
     tiers: Vec<String>,
+    /// Boot Debian's kernel of this version under emulation, and run the tiers there that say whether netlb works on it
+    #[arg(long, value_name = "VERSION")]
+    kernel: Option<Kernel>,
 }
 
 /// A test program.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Program {
-    tier: String,
-    name: String,
-    package: PathBuf,
-    executable: PathBuf,
+pub(crate) struct Program {
+    pub(crate) tier: String,
+    pub(crate) name: String,
+    pub(crate) package: PathBuf,
+    pub(crate) executable: PathBuf,
 }
 
 /// What became of one program's tests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Outcome {
-    passed: u64,
-    failed: u64,
+pub(crate) struct Outcome {
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
     /// Tests that did not run, with the reason they print.
     ignored: Vec<String>,
     /// Whether the program said how it ended.
-    finished: bool,
+    pub(crate) finished: bool,
 }
 
 /// Runs everything and sums up.
 pub(crate) fn test(args: &Args) -> Result<ExitCode> {
     let mut phases = Phases::default();
     let tools = phases.time("set-up", setup::setup)?;
-    if args.tiers.is_empty() {
+    if args.tiers.is_empty() && args.kernel.is_none() {
         phases.time("lint", || lint::check(&tools))?;
     }
     phases.time("build the agent", || build::agent(&tools))?;
-    let programs = phases.time("build the tests", || programs(&tools))?;
-    let known: Vec<&str> = programs.iter().map(|program| program.tier.as_str()).collect();
+    let packages: &[&str] = if args.kernel.is_some() { &["-p", "netlb-tests"] } else { &["--workspace"] };
+    let programs = phases.time("build the tests", || programs(&tools, packages))?;
+    let known: Vec<&str> = match args.kernel {
+        Some(_) => vm::tiers().collect(),
+        None => programs.iter().map(|program| program.tier.as_str()).collect(),
+    };
     if let Some(unknown) = args.tiers.iter().find(|tier| !known.contains(&tier.as_str())) {
         let mut known = known.clone();
         known.dedup();
         bail!("there is no tier {unknown}; there are: {}", known.join(", "));
+    }
+    let chosen: Vec<&Program> =
+        programs.iter().filter(|program| args.tiers.is_empty() || args.tiers.contains(&program.tier)).collect();
+    let lacks = std::fs::read_to_string(sh::root().join("tests/lacks.txt")).context("cannot read tests/lacks.txt")?;
+    if let Some(kernel) = args.kernel {
+        let tiers = phases.time(&format!("kernel {kernel}"), || vm::run(kernel, &chosen))?;
+        return Ok(conclude(&phases, &tiers, &lacks));
     }
     if !sudo::is_root() && !sh::installed("sudo") {
         bail!("most tests need root, and sudo is not installed; run the same command as root");
     }
 
     let mut tiers: BTreeMap<String, Outcome> = BTreeMap::new();
-    for program in programs.iter().filter(|program| args.tiers.is_empty() || args.tiers.contains(&program.tier)) {
+    for program in chosen {
         println!("\n== {}: {}", program.tier, program.name);
         let outcome = phases.time(&format!("tests: {}", program.tier), || run(program))?;
         tiers.entry(program.tier.clone()).or_default().add(outcome);
@@ -70,7 +85,6 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
         tiers.entry("doc".to_owned()).or_default().add(outcome);
     }
 
-    let lacks = std::fs::read_to_string(sh::root().join("tests/lacks.txt")).context("cannot read tests/lacks.txt")?;
     Ok(conclude(&phases, &tiers, &lacks))
 }
 
@@ -99,11 +113,11 @@ fn conclude(phases: &Phases, tiers: &BTreeMap<String, Outcome>, lacks: &str) -> 
     if total.failed == 0 && total.passed > 0 && unlisted.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Builds all test programs and the program that plays pods, and says where they are.
-fn programs(tools: &Tools) -> Result<Vec<Program>> {
+/// Builds the test programs of `packages` and the program that plays pods, and says where they are.
+fn programs(tools: &Tools, packages: &[&str]) -> Result<Vec<Program>> {
     sh::run(build::with(tools, sh::cargo().args(["build", "-p", "netlb-testnode", "--bins"])))?;
     let mut command = sh::cargo();
-    command.args(["test", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
+    command.arg("test").args(packages).args(["--no-run", "--message-format=json-render-diagnostics"]);
     let mut child = build::with(tools, &mut command).stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
     let mut programs = Vec::new();
     for line in BufReader::new(child.stdout.take().context("cargo has no output")?).lines() {
@@ -179,7 +193,7 @@ fn watch(command: &mut Command, name: &str) -> Result<Outcome> {
 
 impl Outcome {
     /// Takes in one line of a test program's output.
-    fn read(&mut self, name: &str, line: &str) {
+    pub(crate) fn read(&mut self, name: &str, line: &str) {
         if let Some(summary) = line.strip_prefix("test result: ") {
             self.finished = true;
             self.passed += count(summary, " passed");
