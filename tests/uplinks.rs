@@ -22,13 +22,14 @@ type Check = fn(&Rig) -> Result<()>;
 
 fn main() -> ExitCode {
     let rig = std::rc::Rc::new(std::cell::LazyCell::new(|| Rig::start(STYLE, ACTOR, WORLD)));
-    let trials: [(&str, Check); 6] = [
+    let trials: [(&str, Check); 7] = [
         ("the node's uplink is found, and the pods' bridge is none", found),
         ("an uplink comes, with a second one, and goes", comes_and_goes),
         ("it changes address and MTU", changes),
         ("it is renamed, and keeps its programs", renamed),
         ("it becomes the port of a bridge, which takes its place", becomes_a_port),
         ("programs that somebody took off it come back", taken_off),
+        ("the node's addresses follow its devices", node_addresses),
     ];
     let trials = trials.map(|(name, check)| {
         let rig = std::rc::Rc::clone(&rig);
@@ -187,4 +188,26 @@ fn taken_off(rig: &Rig) -> Result<()> {
     }
     ensure_programs(rig, "eth0", 0)?;
     rig.eventually("the programs are back", || ensure_programs(rig, "eth0", 1))
+}
+
+fn node_addresses(rig: &Rig) -> Result<()> {
+    let wait = |what: &str, primary: Value| {
+        rig.eventually(what, || {
+            let status = rig.agent.status()?.context("no status")?;
+            ensure!(status["node_addresses"] == primary, "{}", status["node_addresses"]);
+            // Nothing else was asked for.
+            let mut served: Vec<_> = status["node_port_addresses"].as_array().context("a list")?.iter().collect();
+            served.sort_by_key(|ip| ip.as_str().is_some_and(|text| text.contains(':')));
+            ensure!(json!(served) == primary, "{served:?} serve NodePorts");
+            Ok(())
+        })
+    };
+    let own = netlb_testnode::address::node(1);
+    let before = json!([own.v4.to_string(), own.v6.to_string()]);
+    wait("the addresses of the Node object", before.clone())?;
+    ip(rig, "addr add 10.88.0.77/24 dev eth0")?;
+    ip(rig, &format!("addr del {}/24 dev eth0", own.v4))?;
+    wait("the address that took its place", json!(["10.88.0.77", own.v6.to_string()]))?;
+    ip(rig, &format!("addr add {}/24 dev eth0", own.v4))?;
+    wait("the Node object's, which is back", before)
 }

@@ -7,6 +7,7 @@ use netlb_common::maps::capacity;
 use serde::{Deserialize, Serialize};
 
 use crate::delivery::Mode;
+use crate::devices::node_addresses::NodePortAddresses;
 use crate::runtime::mounts;
 
 /// Where pins are if nobody says otherwise.
@@ -44,6 +45,10 @@ pub struct Settings {
     /// Names of uplinks, with *, separated by commas: these and no others [default: found by routes and addresses]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub devices: Option<Vec<String>>,
+
+    /// Addresses that serve NodePorts, separated by commas: ranges, primary (the node's own of each family), localhost [default: primary]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub nodeport_addresses: Option<Vec<String>>,
 
     /// Names of pods' devices, with *, separated by commas [default: every veth to another namespace that is no uplink]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
@@ -103,6 +108,7 @@ pub struct Config {
     pub cgroup: PathBuf,
     pub devices: Vec<String>,
     pub pod_interfaces: Vec<String>,
+    pub nodeport_addresses: NodePortAddresses,
     /// Socket hooks act on pods' sockets too.
     pub socket_accel: bool,
     pub delivery: Mode,
@@ -125,6 +131,10 @@ pub enum ConfigError {
     SourceIsNoFolder { path: String },
     #[error("--accel {what} is not built yet; use none or socket")]
     NotBuilt { what: &'static str },
+    #[error(
+        "--nodeport-addresses {word} is no range of addresses; use ranges like 10.0.0.0/8 (one address: 10.0.0.7/32), primary or localhost"
+    )]
+    NodePortAddress { word: String },
     #[error("--{flag} {value} is out of range; use 1 to {MOST_ENTRIES}")]
     OutOfRange { flag: &'static str, value: u32 },
     #[error(
@@ -164,6 +174,7 @@ impl Settings {
             cgroup: self.cgroup.or(below.cgroup),
             devices: self.devices.or(below.devices),
             pod_interfaces: self.pod_interfaces.or(below.pod_interfaces),
+            nodeport_addresses: self.nodeport_addresses.or(below.nodeport_addresses),
             accel: self.accel.or(below.accel),
             delivery: self.delivery.or(below.delivery),
             detached: self.detached.or(below.detached),
@@ -209,6 +220,8 @@ impl Settings {
             cgroup,
             devices: self.devices.unwrap_or_default(),
             pod_interfaces: self.pod_interfaces.unwrap_or_default(),
+            nodeport_addresses: NodePortAddresses::parse(&self.nodeport_addresses.unwrap_or_default())
+                .map_err(|word| ConfigError::NodePortAddress { word })?,
             socket_accel,
             delivery: self.delivery.unwrap_or_default(),
             detached: self.detached.unwrap_or(false),
@@ -262,6 +275,8 @@ mod tests {
         assert!(say(Settings::default()).contains("--source DIR"));
         assert!(say(Settings { accel: Some(Accel::Xdp), ..good() }).contains("--accel xdp is not built yet"));
         assert!(say(Settings { source: Some("/nowhere".into()), ..good() }).contains("not a folder"));
+        let nodeport_addresses = Some(vec!["10.0.0.7".to_owned()]);
+        assert!(say(Settings { nodeport_addresses, ..good() }).contains("one address: 10.0.0.7/32"));
         let cgroup = Some(dir.path().to_owned());
         assert!(say(Settings { cgroup, ..good() }).contains("below a cgroup2 mount"));
     }

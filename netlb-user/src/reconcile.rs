@@ -21,9 +21,9 @@ use crate::config::Config;
 use crate::delivery::{self, Delivery, Findings, Road};
 use crate::devices::scan::scan;
 use crate::devices::select::Wishes;
-use crate::devices::uplinks;
 use crate::devices::{Picture, watch::ScanFailed};
-use crate::model::{Change, PodDevice, Problem};
+use crate::devices::{node_addresses, uplinks};
+use crate::model::{Change, HostState, NodeSpec, PodAddresses, PodDevice, Problem};
 use crate::netlink::Netlink;
 use crate::observe::sockets::{self, UdpBackend};
 use crate::observe::sweep::{Sweep, Sweeper};
@@ -99,6 +99,9 @@ pub struct Reconciler {
     scan_failure: Option<String>,
     /// Pods of this node whose device was looked for once.
     looked_for: BTreeSet<IpAddr>,
+    /// This node as the picture of devices and its Node object show it.
+    primary: PodAddresses,
+    host: HostState,
     delivery: Option<Delivery>,
     forwarding_gaps: Vec<String>,
 
@@ -168,6 +171,8 @@ impl Reconciler {
             devices: None,
             scan_failure: None,
             looked_for: BTreeSet::new(),
+            primary: PodAddresses::default(),
+            host: HostState::default(),
             delivery: None,
             forwarding_gaps: Vec::new(),
             failed: Vec::new(),
@@ -306,10 +311,13 @@ impl Reconciler {
         }
         if round.news || self.plan_due().is_some_and(|at| at <= now) {
             self.read_whole |= round.changes.iter().any(|change| matches!(change, Change::Synced));
+            self.know_host();
             self.controller.set_node(self.node());
             let devices = if round.devices { self.pod_devices() } else { None };
             self.plan_and_write(round.changes, devices.as_ref());
             if round.source {
+                // What the source says of this node is known by now.
+                self.know_host();
                 self.look_for_new_pods();
             }
         }
@@ -397,6 +405,20 @@ impl Reconciler {
             bits |= flags::SOCKET_ALL;
         }
         NodeConfig { netns_cookie: self.netns_cookie, hz: self.hz, flags: bits, seed: self.seed }
+    }
+
+    /// Works out anew which addresses are the node's, once its devices are known.
+    fn know_host(&mut self) {
+        let Some(picture) = &self.devices else { return };
+        let own = |node: &&NodeSpec| *node.name.0 == *self.config.node_name;
+        let object = self.controller.world().nodes().find(own).map_or(&[][..], |node| &node.addresses);
+        let primary = node_addresses::primary(picture, object);
+        let host = node_addresses::host_state(picture, &self.config.nodeport_addresses, primary);
+        if primary != self.primary {
+            let words: Vec<String> = primary.v4.iter().chain(&primary.v6).map(ToString::to_string).collect();
+            tracing::info!(primary = %words.join(" "), "the node's addresses");
+        }
+        (self.primary, self.host) = (primary, host);
     }
 
     fn pod_devices(&self) -> Option<BTreeMap<u32, PodDevice>> {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::net::IpAddr;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
@@ -67,7 +68,12 @@ fn text(shown: &Shown) -> String {
     };
     line("agent", &agent);
     line("version", &format!("netlb {}, maps version {}, kernel {}, pid {}", s.version, s.abi, s.kernel, s.pid));
-    line("node", &s.node);
+    let words = |addrs: &mut dyn Iterator<Item = &IpAddr>| match addrs.map(ToString::to_string).collect::<Vec<_>>() {
+        none if none.is_empty() => "(none)".to_owned(),
+        some => some.join(" "),
+    };
+    let serving = words(&mut s.node_port_addresses.iter());
+    line("node", &format!("{}, {}, NodePorts on {serving}", s.node, words(&mut s.node_addresses.iter())));
     line("source", &format!("revision {}", s.revision.as_deref().unwrap_or("(none)")));
     line("services", &format!("{} Services, {} backends", s.services, s.backends));
     if let Some(d) = &s.delivery {
@@ -121,7 +127,7 @@ mod tests {
         let want = "\
 agent      ready
 version    netlb 0.1.0, maps version 1, kernel 6.18.0, pid 4242
-node       node1
+node       node1, 192.168.99.11, NodePorts on 192.168.99.11
 source     revision 42
 services   5 Services, 12 backends
 delivery   redirect road (--delivery auto): nothing has a say

@@ -14,6 +14,8 @@ pub struct Judged {
     /// As the datapath is to know it, were it one.
     pub device: Uplink,
     pub is_uplink: bool,
+    /// It carries a default route.
+    pub default_route: bool,
     /// Why, in words.
     pub why: String,
 }
@@ -48,7 +50,8 @@ pub fn judge(
                 Ok(why) => (true, why),
                 Err(why) => (false, why),
             };
-            (link.ifindex, Judged { device: facts.device(link), is_uplink, why })
+            let default_route = facts.routes(link).any(|route| route.destination.is_none());
+            (link.ifindex, Judged { device: facts.device(link), is_uplink, default_route, why })
         })
         .collect()
 }
@@ -74,6 +77,11 @@ impl Facts<'_> {
     fn own(&self, link: &Link) -> impl Iterator<Item = &Address> {
         let ifindex = link.ifindex;
         self.addresses.iter().filter(move |a| a.ifindex == ifindex && is_pod_address(a.ip))
+    }
+
+    fn routes(&self, link: &Link) -> impl Iterator<Item = &Route> + Clone {
+        let ifindex = link.ifindex;
+        self.routes.iter().filter(move |route| route.ifindex == ifindex)
     }
 
     /// Why it is an uplink, or why it is none.
@@ -102,7 +110,7 @@ impl Facts<'_> {
         if SILENT.contains(&link.kind.as_str()) {
             return Err(format!("a device of kind {}", link.kind));
         }
-        let mut routes = self.routes.iter().filter(|route| route.ifindex == link.ifindex);
+        let mut routes = self.routes(link);
         if routes.clone().any(|route| route.destination.is_none()) {
             return Ok("carries a default route");
         }

@@ -18,12 +18,17 @@ pub(super) fn convert(root: &Place<'_>, meta: ObjectMeta, report: &mut Report) -
         pod_cidrs: Vec::new(),
     };
     if let Ok(Some(status)) = root.object("status", report) {
+        let mut external = Vec::new();
         for entry in status.list("addresses", report).unwrap_or_default() {
             // Host names stand in the same list.
-            if let Ok(Some("InternalIP" | "ExternalIP")) = entry.text("type", report) {
-                node.addresses.extend(entry.get("address").and_then(|address| address.as_ip(report).ok()));
-            }
+            let list = match entry.text("type", report) {
+                Ok(Some("InternalIP")) => &mut node.addresses,
+                Ok(Some("ExternalIP")) => &mut external,
+                _ => continue,
+            };
+            list.extend(entry.get("address").and_then(|address| address.as_ip(report).ok()));
         }
+        node.addresses.append(&mut external);
     }
     if let Ok(Some(spec)) = root.object("spec", report) {
         let list = spec.list("podCIDRs", report).unwrap_or_default();

@@ -12,7 +12,7 @@ use super::types::{Cidr, Meta};
 pub struct NodeSpec {
     pub name: NodeName,
     pub meta: Meta,
-    /// `status.addresses` of type InternalIP and ExternalIP.
+    /// `status.addresses` of type InternalIP, then those of type ExternalIP.
     pub addresses: Vec<IpAddr>,
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Arc<str>>,

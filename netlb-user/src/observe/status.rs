@@ -39,6 +39,10 @@ pub struct Status {
     pub devices: Vec<DeviceStatus>,
     /// Every device that is no pod's, uplink or not.
     pub uplinks: Vec<UplinkStatus>,
+    /// The node's primary address of each family, as far as it has one.
+    pub node_addresses: Vec<IpAddr>,
+    /// Addresses of the node on which NodePorts answer.
+    pub node_port_addresses: BTreeSet<IpAddr>,
     pub conntrack: Conntrack,
     /// What an operator should know and need not act on at once.
     pub notes: Vec<String>,
@@ -175,6 +179,8 @@ pub(crate) mod tests {
                 why: "carries a default route".to_owned(),
                 attached: true,
             }],
+            node_addresses: vec!["192.168.99.11".parse().expect("an address")],
+            node_port_addresses: BTreeSet::from(["192.168.99.11".parse().expect("an address")]),
             conntrack: Conntrack { entries: 8, capacity: 10, new_entries: 1, new_capacity: 4 },
             notes: Vec::new(),
         }

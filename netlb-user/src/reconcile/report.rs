@@ -109,6 +109,8 @@ impl Report {
             delivery: agent.delivery.clone(),
             devices: devices(agent),
             uplinks: uplinks(agent),
+            node_addresses: agent.primary.v4.into_iter().chain(agent.primary.v6).collect(),
+            node_port_addresses: agent.host.node_port_addresses.clone(),
             conntrack: self.conntrack,
             notes,
         }
