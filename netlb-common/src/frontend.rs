@@ -99,6 +99,9 @@ pub mod flags {
     /// The same for clients outside.
     pub const OUTSIDE_LOCAL: u32 = 1 << 8;
 
+    /// A load balancer IP, for people who read the table; the datapath takes it as any external frontend.
+    pub const LOAD_BALANCER: u32 = 1 << 9;
+
     /// The scheduler stands in bits 16..20: one of [`scheduler`](super::scheduler).
     pub const SCHEDULER_SHIFT: u32 = 16;
     pub const SCHEDULER_MASK: u32 = 0xf << SCHEDULER_SHIFT;

@@ -375,7 +375,13 @@ impl Reconciler {
                 | MapOp::ClearBackendFlows { .. }
                 | MapOp::SetSlots { .. }
                 | MapOp::SetFrontend { .. }
-                | MapOp::DeleteFrontend { .. } => None,
+                | MapOp::DeleteFrontend { .. }
+                | MapOp::SetSourceRange { .. }
+                | MapOp::DeleteSourceRange { .. }
+                | MapOp::SetUplink { .. }
+                | MapOp::DeleteUplink { .. }
+                | MapOp::SetClient { .. }
+                | MapOp::DeleteClient { .. } => None,
             })
             .collect()
     }
@@ -404,7 +410,13 @@ impl Reconciler {
         if self.config.socket_accel {
             bits |= flags::SOCKET_ALL;
         }
-        NodeConfig { netns_cookie: self.netns_cookie, hz: self.hz, flags: bits, seed: self.seed }
+        NodeConfig {
+            netns_cookie: self.netns_cookie,
+            hz: self.hz,
+            flags: bits,
+            seed: self.seed,
+            ..NodeConfig::default()
+        }
     }
 
     /// Works out anew which addresses are the node's, once its devices are known.

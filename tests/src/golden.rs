@@ -10,6 +10,9 @@
 //! ...
 //! #> devices
 //! - {ifindex: 5, name: veth5, mac: "0a:00:00:00:00:05", addrs: [10.244.0.5]}
+//! #> host
+//! node_port_addresses: [192.168.0.2]
+//! uplinks: [{ifindex: 2, name: eth0, addrs: [192.168.0.2]}]
 //! #> remove web.yaml
 //! #> sweep
 //! #> expect
@@ -17,20 +20,20 @@
 //! # problem web.yaml: Service default/web ...
 //! ```
 //!
-//! `write` and `remove` change a source folder, `devices` is what the agent discovered on its node, `sweep` ends all flows to removed
+//! `write` and `remove` change a source folder, `devices` and `host` are what the agent discovered on its node (its name is node-1), `sweep` ends all flows to removed
 //! backends; `expect` reads the folder, brings the maps there, and compares their dump, the problems and what is not enforced.
 //! `UPDATE_EXPECT=1` writes what came out into the case instead: read the difference line by line.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use netlb_user::k8s::{Folder, Snapshot};
-use netlb_user::model::{Change, PodDevice};
+use netlb_user::model::{Change, HostState, NodeName, PodAddresses, PodDevice, Uplink};
 use netlb_user::plan::{Controller, NodeConfig};
 use netlb_user::store::faulty::Faults;
 use netlb_user::store::{Capacity, FaultyStore, MapStore, MemoryStore, Tables, dump};
@@ -138,6 +141,7 @@ impl Golden {
                 ("write", file) => fs::write(source.path().join(file), body())?,
                 ("remove", file) => fs::remove_file(source.path().join(file))?,
                 ("devices", _) => node.devices = parse_devices(&body())?,
+                ("host", _) => node.host = parse_host(&body())?,
                 ("sweep", _) => node.sweep = true,
                 ("expect", _) => {
                     let report = node.step()?;
@@ -156,6 +160,7 @@ struct Node {
     folder: Folder,
     known: Snapshot,
     devices: BTreeMap<u32, PodDevice>,
+    host: HostState,
     controller: Controller,
     store: FaultyStore<MemoryStore>,
     weather: Weather,
@@ -170,6 +175,7 @@ impl Node {
             folder: Folder::new(source),
             known: Snapshot::default(),
             devices: BTreeMap::new(),
+            host: HostState::default(),
             controller: controller(&Tables::default(), capacity),
             store: FaultyStore::new(MemoryStore::new(capacity), Faults::Never),
             weather,
@@ -193,6 +199,7 @@ impl Node {
                 self.folder = Folder::new(&self.source);
             }
         }
+        self.controller.set_host(&self.host);
         let snapshot = self.folder.read()?;
         let changes = snapshot.changes_since(&self.known);
         self.known = snapshot;
@@ -239,7 +246,9 @@ impl Node {
 
 fn controller(restored: &Tables, capacity: Capacity) -> Controller {
     let mut controller = Controller::new(restored, capacity);
-    controller.set_node(NodeConfig { netns_cookie: 1, hz: 250, flags: 0, seed: 1 });
+    let node4 = Some(IpAddr::V4(Ipv4Addr::new(192, 168, 0, 2)));
+    controller.set_node(NodeConfig { netns_cookie: 1, hz: 250, seed: 1, node4, ..NodeConfig::default() });
+    controller.set_node_name(Some(NodeName::new("node-1")));
     controller
 }
 
@@ -253,6 +262,7 @@ fn parse_capacity(directive: &str) -> Result<Capacity> {
             "slots" => capacity.slots = value,
             "backends" => capacity.backends = value,
             "endpoints" => capacity.endpoints = value,
+            "source-ranges" => capacity.source_ranges = value,
             _ => bail!("unknown capacity {name}"),
         }
     }
@@ -281,6 +291,52 @@ fn parse_devices(yaml: &str) -> Result<BTreeMap<u32, PodDevice>> {
         Ok((ifindex, PodDevice { ifindex, name, mtu: 1500, bridge, pod_mac, host_mac, addrs }))
     };
     devices.unwrap_or_default().into_iter().map(device).collect()
+}
+
+/// What an agent finds on its node, as cases write it.
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Found {
+    node_port_addresses: BTreeSet<IpAddr>,
+    uplinks: Vec<Link>,
+    clients: Vec<Client>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Link {
+    ifindex: u32,
+    name: String,
+    #[serde(default)]
+    addrs: Vec<IpAddr>,
+    #[serde(default)]
+    pod_source: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Client {
+    netns: u64,
+    addrs: Vec<IpAddr>,
+}
+
+fn parse_host(yaml: &str) -> Result<HostState> {
+    let found: Option<Found> = serde_norway::from_str(yaml)?;
+    let Found { node_port_addresses, uplinks, clients } = found.unwrap_or_default();
+    let first = |addrs: &[IpAddr], v4: bool| addrs.iter().find(|addr| addr.is_ipv4() == v4).copied();
+    let uplink = |link: Link| {
+        let (v4, v6) = (first(&link.addrs, true), first(&link.addrs, false));
+        (link.ifindex, Uplink { name: link.name, v4, v6, mtu: 1500, pod_source: link.pod_source })
+    };
+    let client = |client: Client| {
+        let addrs = PodAddresses { v4: first(&client.addrs, true), v6: first(&client.addrs, false) };
+        (client.netns, addrs)
+    };
+    Ok(HostState {
+        node_port_addresses,
+        uplinks: uplinks.into_iter().map(uplink).collect(),
+        clients: clients.into_iter().map(client).collect(),
+    })
 }
 
 /// Lines that are only in one of the two, in order, with what is the same in between.

@@ -16,6 +16,7 @@ mod command {
     pub(super) const MAP_LOOKUP: i64 = 1;
     pub(super) const MAP_UPDATE: i64 = 2;
     pub(super) const MAP_DELETE: i64 = 3;
+    pub(super) const MAP_NEXT_KEY: i64 = 4;
     pub(super) const OBJ_PIN: i64 = 6;
     pub(super) const OBJ_GET: i64 = 7;
     pub(super) const PROG_TEST_RUN: i64 = 10;
@@ -237,6 +238,24 @@ pub(super) unsafe fn map_update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -
 pub(super) unsafe fn map_delete(map: BorrowedFd<'_>, key: &[u8]) -> io::Result<bool> {
     let mut attr = ElementAttr { map: map.as_raw_fd() as u32, pad: 0, key: key.as_ptr() as u64, value: 0, flags: 0 };
     absent_is_false(bpf(command::MAP_DELETE, &mut attr))
+}
+
+/// The key after `last`, or the first one, into `next`; false at the end.
+///
+/// # Safety
+/// `last` and `next` must be at least as long as the map's key.
+///
+/// # Errors
+/// The kernel's.
+pub(super) unsafe fn map_next_key(map: BorrowedFd<'_>, last: Option<&[u8]>, next: &mut [u8]) -> io::Result<bool> {
+    let mut attr = ElementAttr {
+        map: map.as_raw_fd() as u32,
+        pad: 0,
+        key: last.map_or(0, |key| key.as_ptr() as u64),
+        value: next.as_mut_ptr() as u64,
+        flags: 0,
+    };
+    absent_is_false(bpf(command::MAP_NEXT_KEY, &mut attr))
 }
 
 fn absent_is_false(result: io::Result<i32>) -> io::Result<bool> {

@@ -32,6 +32,8 @@ pub struct Table<K, V> {
     fd: OwnedFd,
     name: &'static str,
     capacity: u32,
+    /// A trie: walked key by key, because its batch cursor is a whole key, and kernels before 5.13 have none.
+    trie: bool,
     /// CPUs whose values stand side by side; 1 in an ordinary map.
     cpus: usize,
     types: PhantomData<(K, V)>,
@@ -69,7 +71,8 @@ impl<K: Pod, V: Pod> Table<K, V> {
             });
         }
         let cpus = if info.kind == Kind::PerCpuArray as u32 { possible_cpus().map_err(open)? } else { 1 };
-        Ok(Table { fd, name, capacity: info.max_entries, cpus, types: PhantomData })
+        let trie = info.kind == Kind::LpmTrie as u32;
+        Ok(Table { fd, name, capacity: info.max_entries, trie, cpus, types: PhantomData })
     }
 
     /// Name of the map.
@@ -120,11 +123,15 @@ impl<K: Pod, V: Pod> Table<K, V> {
     /// # Errors
     /// The kernel's; the walk is then over.
     pub fn next_batch(&self, at: &mut Position) -> io::Result<Option<Vec<(K, V)>>> {
+        if self.trie && !at.done {
+            at.done = true;
+            return self.walk().map(Some);
+        }
         while !at.done {
             let mut keys = vec![0u8; size_of::<K>() * at.room];
             let mut values = vec![0u8; self.stride() * at.room];
             // SAFETY: the buffers are `room` keys and values long by the sizes that `open` compared; the contract's arrays have keys of four
-            // bytes, its other maps are hashes.
+            // bytes, its other maps that get here are hashes.
             let step =
                 unsafe { sys::map_lookup_batch(self.fd.as_fd(), &mut at.cursor, &mut keys, &mut values, at.room) };
             let count = match step {
@@ -147,6 +154,24 @@ impl<K: Pod, V: Pod> Table<K, V> {
             return Ok(Some(keys.zip(values).take(count).collect()));
         }
         Ok(None)
+    }
+
+    /// Every element, one call of the kernel for each key and each value.
+    fn walk(&self) -> io::Result<Vec<(K, V)>> {
+        let (mut all, mut last): (_, Option<K>) = (Vec::new(), None);
+        loop {
+            let mut next = K::zeroed();
+            // SAFETY: `open` compared the map's key size with that of `K`.
+            let more = unsafe {
+                let last = last.as_ref().map(bytemuck::bytes_of);
+                sys::map_next_key(self.fd.as_fd(), last, bytemuck::bytes_of_mut(&mut next))
+            }?;
+            if !more {
+                return Ok(all);
+            }
+            all.extend(self.get(&next)?.map(|value| (next, value)));
+            last = Some(next);
+        }
     }
 
     /// Every element, in the kernel's order.

@@ -9,9 +9,12 @@ pub mod desired;
 pub mod merge;
 pub mod service;
 
+pub use choice::Target;
 pub use cidrs::compile_cidrs;
 pub use desired::Compiled;
-pub use service::{BackendState, BackendTable, PortTables, ServicePortKey, ServiceTables, compile_service};
+pub use service::{
+    BackendState, BackendTable, FrontendTable, List, PortTables, ServicePortKey, ServiceTables, compile_service,
+};
 
 #[cfg(test)]
 mod tests;

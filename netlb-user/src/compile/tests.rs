@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::k8s::convert;
 use crate::model::arbitrary::{change, devices};
-use crate::model::{Change, Dirty, ServiceName, World};
+use crate::model::{Change, Dirty, NodeName, ServiceName, World};
 
 /// A world of YAML documents.
 fn world(yaml: &str) -> World {
@@ -26,7 +26,7 @@ fn check(yaml: &str, want: &[&str]) {
     let (tables, problems) = compile_service(&world(yaml), &ServiceName::new("ns", "svc"));
     let mut got = Vec::new();
     for (key, port) in &tables.ports {
-        let frontends: Vec<_> = port.frontends.iter().map(|c| format!("{}:{}", c.addr, c.port)).collect();
+        let frontends: Vec<_> = port.frontends.keys().map(|c| format!("{}:{}", c.addr, c.port)).collect();
         let backends: Vec<_> = port.backends.iter().map(|((a, p), b)| format!("{a}:{p} {:?}", b.state)).collect();
         got.push(format!("{}/{} {} -> {}", key.port, key.protocol, frontends.join(","), backends.join(", ")));
     }
@@ -130,15 +130,10 @@ fn the_older_service_owns_an_address_and_port() {
 }
 
 #[test]
-fn sctp_is_refused_by_name() {
-    let yaml = SERVICE.replace("{port: 80}", "{name: s, port: 80, protocol: SCTP}, {name: t, port: 80}");
-    check(
-        &yaml,
-        &[
-            "t/TCP 10.96.0.1:80 -> ",
-            "Service ns/svc spec.ports[0].protocol: SCTP is not supported yet; this port is not served",
-        ],
-    );
+fn the_same_port_serves_every_protocol() {
+    let ports = "{name: s, port: 80, protocol: SCTP}, {name: t, port: 80}, {name: u, port: 80, protocol: UDP}";
+    let want = ["s/SCTP 10.96.0.1:80 -> ", "t/TCP 10.96.0.1:80 -> ", "u/UDP 10.96.0.1:80 -> "];
+    check(&SERVICE.replace("{port: 80}", ports), &want);
 }
 
 #[test]
@@ -161,6 +156,7 @@ proptest! {
     #[test]
     fn incremental_equals_full(changes in prop::collection::vec((change(), prop::option::weighted(0.1, devices())), 1..60)) {
         let (mut world, mut compiled, mut objects) = (World::default(), Compiled::default(), BTreeMap::new());
+        world.set_here(Some(NodeName::new("here")));
         for (change, devices) in changes {
             let mut dirty = match change {
                 Change::Apply(object) => {
@@ -180,12 +176,14 @@ proptest! {
             prop_assert_eq!(&compiled, &Compiled::full(&world));
         }
         let mut fresh = World::default();
+        fresh.set_here(world.here().cloned());
         fresh.set_devices(world.devices());
         fresh.reset(objects.values().rev().cloned());
         prop_assert_eq!(&fresh, &world);
         // Everything can be taken away again.
         world.reset([]);
         world.set_devices(&BTreeMap::new());
+        world.set_here(None);
         prop_assert_eq!(world, World::default());
     }
 }

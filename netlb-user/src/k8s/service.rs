@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use super::meta::{ObjectMeta, is_label};
 use super::place::{Place, Report, Reported, quote};
-use crate::model::{Family, PortName, Protocol, ServiceName, ServicePort, ServiceSpec, ServiceType, TrafficPolicy};
+use crate::model::{
+    Cidr, Family, PortName, Protocol, ServiceName, ServicePort, ServiceSpec, ServiceType, SourceRanges, TrafficPolicy,
+};
 
 /// Hands a Service to another proxy: kube-proxy does not even see it.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
@@ -45,10 +47,7 @@ pub(super) fn convert(root: &Place<'_>, meta: ObjectMeta, report: &mut Report) -
         external_policy: policy("externalTrafficPolicy", report),
         external_ips: ips(&spec, "externalIPs", report),
         load_balancer_ips: load_balancer_ips(root, report),
-        source_ranges: {
-            let ranges = spec.list("loadBalancerSourceRanges", report).unwrap_or_default();
-            ranges.iter().filter_map(|range| range.as_cidr(report).ok()).collect()
-        },
+        source_ranges: source_ranges(&spec, report),
         health_check_node_port: node_port(&spec, "healthCheckNodePort", report),
         ours: !meta.labels.contains_key(PROXY_NAME) && !meta.labels.contains_key(HEADLESS),
     })
@@ -153,9 +152,28 @@ fn affinity(spec: &Place<'_>, report: &mut Report) -> Option<u32> {
     Some(timeout().ok().flatten().unwrap_or(AFFINITY_DEFAULT))
 }
 
+/// Who may come. A range that cannot be read lets nobody in, and does not open the Service to everybody.
+fn source_ranges(spec: &Place<'_>, report: &mut Report) -> SourceRanges {
+    let Ok(list) = spec.list("loadBalancerSourceRanges", report) else {
+        return SourceRanges { ranges: Vec::new(), unreadable: true };
+    };
+    let ranges: Vec<Cidr> = list.iter().filter_map(|range| range.as_cidr(report).ok()).collect();
+    SourceRanges { unreadable: ranges.len() < list.len(), ranges }
+}
+
+/// An address that clients of the outside may use.
+fn public(place: &Place<'_>, report: &mut Report) -> Option<IpAddr> {
+    let addr = place.as_ip(report).ok()?;
+    if let Some(fault) = unusable(addr) {
+        report.place(place, format!("{addr} is {fault}, and is not served"), "use an address that clients can reach");
+        return None;
+    }
+    Some(addr)
+}
+
 fn ips(spec: &Place<'_>, key: &str, report: &mut Report) -> Vec<IpAddr> {
     let list = spec.list(key, report).unwrap_or_default();
-    list.iter().filter_map(|place| place.as_ip(report).ok()).collect()
+    list.iter().filter_map(|place| public(place, report)).collect()
 }
 
 /// Ingress addresses whose packets reach the node with the VIP as destination: `ipMode` VIP, or not said. Host names are not for a proxy.
@@ -167,7 +185,7 @@ fn load_balancer_ips(root: &Place<'_>, report: &mut Report) -> Vec<IpAddr> {
         for ingress in balancer.list("ingress", report)? {
             let vip = ingress.choice("ipMode", &[("VIP", true), ("Proxy", false)], report).ok().flatten();
             if let (Some(ip), Some(true) | None) = (ingress.get("ip"), vip) {
-                ips.extend(ip.as_ip(report));
+                ips.extend(public(&ip, report));
             }
         }
         Ok(ips)

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use proptest::collection::{btree_map, btree_set, vec};
 use proptest::prelude::*;
@@ -22,14 +23,50 @@ fn protocol() -> impl Strategy<Value = Protocol> {
 }
 
 fn service_port() -> impl Strategy<Value = ServicePort> {
-    let port = (select(&["", "x", "y"][..]), protocol(), select(&[80u16, 443][..]));
-    port.prop_map(|(name, protocol, port)| ServicePort {
+    let port =
+        (select(&["", "x", "y"][..]), protocol(), select(&[80u16, 443][..]), select(&[0u16, 0, 30_080, 30_081][..]));
+    port.prop_map(|(name, protocol, port, node_port)| ServicePort {
         index: 0,
         name: PortName::new(name),
         protocol,
         port,
-        node_port: 0,
+        node_port,
     })
+}
+
+fn policy() -> impl Strategy<Value = TrafficPolicy> {
+    prop_oneof![2 => Just(TrafficPolicy::Cluster), 1 => Just(TrafficPolicy::Local)]
+}
+
+/// How a Service is reached from outside. Some addresses are a cluster IP, or the node's own.
+#[derive(Clone, Debug)]
+struct Outside {
+    kind: ServiceType,
+    internal_policy: TrafficPolicy,
+    external_policy: TrafficPolicy,
+    load_balancer_ips: Vec<IpAddr>,
+    external_ips: Vec<IpAddr>,
+    source_ranges: SourceRanges,
+}
+
+fn outside() -> impl Strategy<Value = Outside> {
+    let kind = select(vec![ServiceType::ClusterIp, ServiceType::NodePort, ServiceType::LoadBalancer]);
+    let balancers = vec![ip("1.2.3.4"), ip("192.168.0.1"), ip("10.96.0.2"), ip("2001:db8::4")];
+    let externals = vec![ip("1.2.3.4"), ip("192.168.0.2"), ip("10.96.0.1"), ip("2001:db8::5")];
+    let ranges = vec!["203.0.113.0/25", "192.168.0.0/24", "203.0.113.7/25", "2001:db8::/32", "0.0.0.0/0"];
+    let ranges = subsequence(ranges, 0..=2)
+        .prop_map(|all| all.into_iter().map(|text| Cidr::parse(text).expect("a range")).collect::<Vec<_>>());
+    let restricted = (ranges, prop::bool::weighted(0.1));
+    (kind, policy(), policy(), subsequence(balancers, 0..=2), subsequence(externals, 0..=1), restricted).prop_map(
+        |(kind, internal_policy, external_policy, load_balancer_ips, external_ips, (ranges, unreadable))| Outside {
+            kind,
+            internal_policy,
+            external_policy,
+            load_balancer_ips,
+            external_ips,
+            source_ranges: SourceRanges { ranges, unreadable },
+        },
+    )
 }
 
 /// As the conversion leaves them: names and (port, protocol) differ.
@@ -45,24 +82,26 @@ fn service() -> impl Strategy<Value = Object> {
     let v4 = proptest::option::weighted(0.9, select(vec![ip("10.96.0.1"), ip("10.96.0.2"), ip("10.96.0.3")]));
     let v6 = proptest::option::of(select(vec![ip("fd00:10:96::1"), ip("fd00:10:96::2")]));
     let age = proptest::option::of(0i64..3);
-    let rest = (proptest::option::of(select(vec![60u32, 10_800])), prop::bool::weighted(0.9));
-    (name(), v4, v6, age, service_ports(), rest).prop_map(|(name, v4, v6, created, ports, (affinity_s, ours))| {
-        Object::Service(ServiceSpec {
-            name: ServiceName::new("ns", name),
-            meta: Meta { file: None, created },
-            kind: ServiceType::ClusterIp,
-            cluster_ips: v4.into_iter().chain(v6).collect(),
-            ports,
-            affinity_s,
-            internal_policy: TrafficPolicy::Cluster,
-            external_policy: TrafficPolicy::Cluster,
-            external_ips: Vec::new(),
-            load_balancer_ips: Vec::new(),
-            source_ranges: Vec::new(),
-            health_check_node_port: 0,
-            ours,
-        })
-    })
+    let rest = (proptest::option::of(select(vec![60u32, 10_800])), prop::bool::weighted(0.9), outside());
+    (name(), v4, v6, age, service_ports(), rest).prop_map(
+        |(name, v4, v6, created, ports, (affinity_s, ours, outside))| {
+            Object::Service(ServiceSpec {
+                name: ServiceName::new("ns", name),
+                meta: Meta { file: None, created },
+                kind: outside.kind,
+                cluster_ips: v4.into_iter().chain(v6).collect(),
+                ports,
+                affinity_s,
+                internal_policy: outside.internal_policy,
+                external_policy: outside.external_policy,
+                external_ips: outside.external_ips,
+                load_balancer_ips: outside.load_balancer_ips,
+                source_ranges: outside.source_ranges,
+                health_check_node_port: 0,
+                ours,
+            })
+        },
+    )
 }
 
 fn endpoint(family: Family) -> impl Strategy<Value = EndpointSpec> {
@@ -73,15 +112,20 @@ fn endpoint(family: Family) -> impl Strategy<Value = EndpointSpec> {
     // Ready, terminating and serving, terminating, not ready.
     let conditions =
         select(vec![(true, true, false), (false, true, true), (false, false, true), (false, false, false)]);
-    (select(addrs), conditions).prop_map(|(addr, (ready, serving, terminating))| EndpointSpec {
-        index: 0,
-        addr,
-        ready,
-        serving,
-        terminating,
-        node: None,
-        zone_hints: Vec::new(),
-        node_hints: Vec::new(),
+    let node = select(vec![None, Some("here"), Some("there")]);
+    let hints = (subsequence(vec!["z1", "z2"], 0..=2), subsequence(vec!["here", "there"], 0..=1));
+    let place = (node, hints);
+    (select(addrs), conditions, place).prop_map(|(addr, (ready, serving, terminating), (node, (zones, nodes)))| {
+        EndpointSpec {
+            index: 0,
+            addr,
+            ready,
+            serving,
+            terminating,
+            node: node.map(NodeName::new),
+            zone_hints: zones.into_iter().map(Arc::from).collect(),
+            node_hints: nodes.into_iter().map(NodeName::new).collect(),
+        }
     })
 }
 
@@ -110,9 +154,40 @@ fn cidr() -> impl Strategy<Value = Object> {
     })
 }
 
+fn node() -> impl Strategy<Value = Object> {
+    let zone = proptest::option::of(select(&["z1", "z2"][..]));
+    (select(&["here", "there"][..]), zone).prop_map(|(name, zone)| {
+        Object::Node(NodeSpec {
+            name: NodeName::new(name),
+            meta: Meta::default(),
+            addresses: Vec::new(),
+            zone: zone.map(Arc::from),
+            pod_cidrs: Vec::new(),
+        })
+    })
+}
+
 /// Any object that has a part in compiling.
 pub(crate) fn object() -> impl Strategy<Value = Object> {
-    prop_oneof![4 => service(), 6 => slice(), 1 => cidr()]
+    prop_oneof![4 => service(), 6 => slice(), 1 => cidr(), 1 => node()]
+}
+
+/// What an agent finds on its node; some addresses are Services' too.
+pub(crate) fn host() -> impl Strategy<Value = HostState> {
+    let addrs = vec![ip("192.168.0.1"), ip("192.168.0.2"), ip("10.96.0.1"), ip("fd00:10:96::1")];
+    let uplinks = btree_map(2u32..5, select(vec![1500u32, 9000]), 0..3);
+    let clients = btree_set(1u64..4, 0..3);
+    (subsequence(addrs, 0..=3), uplinks, clients).prop_map(|(addrs, uplinks, clients)| HostState {
+        node_port_addresses: addrs.into_iter().collect(),
+        uplinks: uplinks
+            .into_iter()
+            .map(|(ifindex, mtu)| {
+                let name = format!("eth{ifindex}");
+                (ifindex, Uplink { name, v4: Some(ip("192.168.0.1")), v6: None, mtu, pod_source: mtu == 9000 })
+            })
+            .collect(),
+        clients: clients.into_iter().map(|netns| (netns, PodAddresses::default())).collect(),
+    })
 }
 
 /// A change; deletions often hit.

@@ -22,9 +22,9 @@ pub use node::{NamespaceSpec, NodeSpec, ServiceCidrSpec};
 pub use object::{Change, Kind, Object, ObjectKey};
 pub use pod::PodSpec;
 pub use problem::Problem;
-pub use service::{ServicePort, ServiceSpec, ServiceType, TrafficPolicy};
+pub use service::{FrontendKind, ServicePort, ServiceSpec, ServiceType, SourceRanges, TrafficPolicy};
 pub use types::{Cidr, Family, Meta, Protocol};
-pub use world::{Dirty, World};
+pub use world::{Claim, Dirty, World};
 
 #[cfg(test)]
 pub(crate) mod arbitrary;

@@ -1,7 +1,7 @@
 //! Small types that several objects share.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use netlb_common::proto;
@@ -16,6 +16,14 @@ pub enum Family {
 impl Family {
     pub fn of(addr: IpAddr) -> Self {
         if addr.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
+
+    /// The unspecified address: what NodePorts are claimed on.
+    pub fn unspecified(self) -> IpAddr {
+        match self {
+            Family::V4 => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            Family::V6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        }
     }
 
     /// The word in reports: `ipv4` or `ipv6`.
@@ -66,12 +74,34 @@ pub struct Cidr {
 }
 
 impl Cidr {
-    /// From `address/length`; `None` if it is not that.
+    /// From `address/length`; `None` if it is not that, or an IPv4 range written as IPv6.
     pub fn parse(text: &str) -> Option<Self> {
         let (addr, len) = text.split_once('/')?;
         let addr: IpAddr = addr.parse().ok()?;
         let len: u8 = len.parse().ok()?;
-        (len <= if addr.is_ipv4() { 32 } else { 128 }).then_some(Cidr { addr, len })
+        let most = match addr {
+            IpAddr::V4(_) => 32,
+            IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => return None,
+            IpAddr::V6(_) => 128,
+        };
+        (len <= most).then_some(Cidr { addr, len })
+    }
+}
+
+impl Cidr {
+    /// Whether an address is inside. Another family is not.
+    pub fn contains(&self, addr: IpAddr) -> bool {
+        match (self.addr, addr) {
+            (IpAddr::V4(net), IpAddr::V4(addr)) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(self.len)).unwrap_or(0);
+                net.to_bits() & mask == addr.to_bits() & mask
+            }
+            (IpAddr::V6(net), IpAddr::V6(addr)) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(self.len)).unwrap_or(0);
+                net.to_bits() & mask == addr.to_bits() & mask
+            }
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+        }
     }
 }
 
@@ -88,4 +118,27 @@ pub struct Meta {
     pub file: Option<Arc<str>>,
     /// Seconds since 1970 (UTC) of its creation, if it says so.
     pub created: Option<i64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cidr;
+
+    #[test]
+    fn a_range_holds_its_own_addresses() {
+        for (range, addr, inside) in [
+            ("10.96.3.7/16", "10.96.255.1", true),
+            ("10.96.0.0/16", "10.97.0.0", false),
+            ("0.0.0.0/0", "255.255.255.255", true),
+            ("1.2.3.4/32", "1.2.3.4", true),
+            ("1.2.3.4/32", "1.2.3.5", false),
+            ("::/0", "fd00::1", true),
+            ("::/0", "1.2.3.4", false),
+            ("fd00::/64", "fd00::ffff:0:0:1", true),
+            ("fd00::1/128", "fd00::2", false),
+        ] {
+            let contains = Cidr::parse(range).unwrap().contains(addr.parse().unwrap());
+            assert_eq!(contains, inside, "{addr} in {range}");
+        }
+    }
 }

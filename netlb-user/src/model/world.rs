@@ -13,7 +13,7 @@ use super::names::{NodeName, PodName, PolicyName, ServiceName, SliceName};
 use super::node::{NamespaceSpec, NodeSpec, ServiceCidrSpec};
 use super::object::{Kind, Object, ObjectKey};
 use super::pod::PodSpec;
-use super::service::{ServiceSpec, ServiceType};
+use super::service::ServiceSpec;
 use super::types::{Meta, Protocol};
 
 /// All objects, and what sits behind this node's pod devices.
@@ -27,6 +27,10 @@ pub struct World {
     cidrs: BTreeMap<Arc<str>, ServiceCidrSpec>,
     policies: BTreeMap<PolicyName, Meta>,
     devices: BTreeMap<u32, PodDevice>,
+    /// Name of the node we are on.
+    here: Option<NodeName>,
+    /// Its primary addresses.
+    node_addresses: BTreeSet<IpAddr>,
 
     slices_of: BTreeMap<ServiceName, BTreeSet<SliceName>>,
     slices_at: BTreeMap<IpAddr, BTreeSet<SliceName>>,
@@ -54,7 +58,7 @@ impl Dirty {
     }
 }
 
-/// An address, port and protocol that a Service wants to be reached on.
+/// An address, port and protocol that a Service wants to be reached on; the unspecified address of a family stands for a NodePort.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Claim {
     pub addr: IpAddr,
@@ -72,18 +76,8 @@ struct Claimant {
 
 /// What a Service claims: nothing, unless it is ours and has ClusterIPs.
 fn claims_of(spec: &ServiceSpec) -> BTreeSet<Claim> {
-    if !is_served(spec) {
-        return BTreeSet::new();
-    }
-    let ports = spec.ports.iter().filter(|p| p.protocol != Protocol::Sctp);
-    ports
-        .flat_map(|p| spec.cluster_ips.iter().map(|ip| Claim { addr: *ip, port: p.port, protocol: p.protocol }))
-        .collect()
-}
-
-/// Whether anything is programmed for a Service: not for another proxy's, nor for what DNS alone answers (ExternalName, headless).
-pub fn is_served(spec: &ServiceSpec) -> bool {
-    spec.ours && spec.kind != ServiceType::ExternalName && !spec.cluster_ips.is_empty()
+    let ports = spec.ports.iter().filter(|_| spec.is_served());
+    ports.flat_map(|port| spec.claims(port)).map(|(claim, _)| claim).collect()
 }
 
 impl World {
@@ -97,10 +91,7 @@ impl World {
                 let old = self.cidrs.insert(spec.name.clone(), spec.clone());
                 Dirty { cidrs: old.as_ref() != Some(&spec), ..Dirty::default() }
             }
-            Object::Node(spec) => {
-                self.nodes.insert(spec.name.clone(), spec);
-                Dirty::default()
-            }
+            Object::Node(spec) => self.set_node_object(spec.name.clone(), Some(spec)),
             Object::Namespace(spec) => {
                 self.namespaces.insert(spec.name.clone(), spec);
                 Dirty::default()
@@ -120,10 +111,7 @@ impl World {
             Kind::EndpointSlice => self.set_slice(SliceName::new(namespace, name), None),
             Kind::Pod => self.set_pod(PodName::new(namespace, name), None),
             Kind::ServiceCidr => Dirty { cidrs: self.cidrs.remove(name).is_some(), ..Dirty::default() },
-            Kind::Node => {
-                self.nodes.remove(&NodeName(name.clone()));
-                Dirty::default()
-            }
+            Kind::Node => self.set_node_object(NodeName(name.clone()), None),
             Kind::Namespace => {
                 self.namespaces.remove(name);
                 Dirty::default()
@@ -166,6 +154,40 @@ impl World {
         let moved = touched.into_iter().filter(|addr| old.get(addr) != self.devices_at.get(addr));
         let services = moved.flat_map(|addr| self.services_at(addr)).collect();
         Dirty { services, devices: true, cidrs: false }
+    }
+
+    /// The name of the node we are on; `None`: not known, so nothing is local.
+    pub fn set_here(&mut self, name: Option<NodeName>) -> Dirty {
+        if self.here == name {
+            return Dirty::default();
+        }
+        self.here = name;
+        self.all_services()
+    }
+
+    /// The primary addresses of the node we are on: they have a part in source ranges.
+    pub fn set_node_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> Dirty {
+        if self.node_addresses == addresses {
+            return Dirty::default();
+        }
+        self.node_addresses = addresses;
+        let restricted = self.services.values().filter(|spec| !spec.source_ranges.ranges.is_empty());
+        Dirty { services: restricted.map(|spec| spec.name.clone()).collect(), ..Dirty::default() }
+    }
+
+    /// The primary addresses of the node we are on.
+    pub fn node_addresses(&self) -> &BTreeSet<IpAddr> {
+        &self.node_addresses
+    }
+
+    /// The name of the node we are on.
+    pub fn here(&self) -> Option<&NodeName> {
+        self.here.as_ref()
+    }
+
+    /// The zone of the node we are on (label `topology.kubernetes.io/zone` of its Node).
+    pub fn zone(&self) -> Option<&Arc<str>> {
+        self.nodes.get(self.here.as_ref()?)?.zone.as_ref()
     }
 
     /// Keys of all objects.
@@ -289,6 +311,20 @@ impl World {
             None => self.services.remove(&name),
         };
         Dirty { services, ..Dirty::default() }
+    }
+
+    /// Another zone of ours may mean other backends anywhere.
+    fn set_node_object(&mut self, name: NodeName, spec: Option<NodeSpec>) -> Dirty {
+        let zone = self.zone().cloned();
+        match spec {
+            Some(spec) => self.nodes.insert(name, spec),
+            None => self.nodes.remove(&name),
+        };
+        if self.zone() == zone.as_ref() { Dirty::default() } else { self.all_services() }
+    }
+
+    fn all_services(&self) -> Dirty {
+        Dirty { services: self.services.keys().cloned().collect(), ..Dirty::default() }
     }
 
     fn set_slice(&mut self, name: SliceName, spec: Option<SliceSpec>) -> Dirty {

@@ -4,6 +4,7 @@
 //! failed is in the next round's plan again.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use netlb_common::Addr;
@@ -11,17 +12,18 @@ use netlb_common::backend::state;
 use netlb_common::config::{Cidr, Config};
 
 use super::endpoints::Endpoints;
+use super::host::Host;
 use super::names::{Names, PortLabel};
 use super::op::MapOp;
 use super::order::{Draft, Phase, Plan};
 use super::services::{Services, Shortage, Wanted};
 use super::shadow::Shadow;
 use crate::compile::Compiled;
-use crate::model::{Change, Dirty, PodDevice, Problem, ServiceName, World};
+use crate::model::{self, Change, Dirty, HostState, NodeName, PodDevice, Problem, ServiceName, World};
 use crate::store::{Capacity, MapStore, StoreError, Tables};
 
 /// What the agent finds out about its node for `CONFIG`; the Service CIDRs come from the world.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NodeConfig {
     /// Cookie of the node's network namespace.
     pub netns_cookie: u64,
@@ -31,6 +33,16 @@ pub struct NodeConfig {
     pub flags: u32,
     /// Seed of the flow hash: the one already in `CONFIG` after a restart.
     pub seed: u32,
+    /// The node's primary addresses.
+    pub node4: Option<IpAddr>,
+    pub node6: Option<IpAddr>,
+    /// First source port (host order) of masqueraded flows, and how many there are.
+    pub snat_first: u32,
+    pub snat_count: u32,
+    /// Whose packets count as a pod's: one of [`netlb_common::config::pods`].
+    pub pods: u32,
+    /// For `pods::CIDRS`; what is beyond [`MAX_POD_CIDRS`](netlb_common::config::MAX_POD_CIDRS) is left out.
+    pub pod_cidrs: Vec<model::Cidr>,
 }
 
 /// What became of a plan.
@@ -51,6 +63,9 @@ pub struct Controller {
     shadow: Shadow,
     services: Services,
     endpoints: Endpoints,
+    host: Host,
+    /// Of what was set between two plans.
+    dirty: Dirty,
     node: Option<NodeConfig>,
     /// The source has been read whole.
     synced: bool,
@@ -77,6 +92,8 @@ impl Controller {
             services: Services::new(capacity, restored, &shadow),
             endpoints: Endpoints::new(capacity, restored),
             shadow,
+            host: Host::default(),
+            dirty: Dirty::default(),
             node: None,
             // Empty maps hold nothing that could be missed.
             synced: restored.frontends.is_empty() && restored.backends.is_empty() && restored.endpoints.is_empty(),
@@ -92,7 +109,20 @@ impl Controller {
 
     /// Sets what `CONFIG` says of the node; the next plan writes it.
     pub fn set_node(&mut self, node: NodeConfig) {
+        let addresses = [node.node4, node.node6].into_iter().flatten().collect();
+        self.dirty.merge(self.world.set_node_addresses(addresses));
         self.node = Some(node);
+    }
+
+    /// Sets the name of the node we are on: endpoints there are local. Without it none is.
+    pub fn set_node_name(&mut self, name: Option<NodeName>) {
+        self.dirty.merge(self.world.set_here(name));
+    }
+
+    /// Sets what the agent found on its node; the next plan follows it. Before the first call, what a restarted agent left stays.
+    pub fn set_host(&mut self, host: &HostState) {
+        self.services.set_node_addresses(host.node_port_addresses.iter().map(|addr| Addr::from_ip(*addr)).collect());
+        self.host.set(host, self.services.capacity);
     }
 
     /// Takes in what changed (`devices`: all pod devices there are; `None`: not listed yet, or unchanged) and plans. `now` is any clock that
@@ -106,7 +136,7 @@ impl Controller {
         self.now = now;
         self.services.tick(now);
         self.endpoints.tick(now);
-        let (mut dirty, mut whole) = (Dirty::default(), true);
+        let (mut dirty, mut whole) = (std::mem::take(&mut self.dirty), true);
         for change in changes {
             match change {
                 Change::Apply(object) => dirty.merge(self.world.apply(object)),
@@ -157,6 +187,7 @@ impl Controller {
             MapOp::SetFrontend { key, .. } | MapOp::DeleteFrontend { key } => {
                 self.shadow.frontends.get(key).map(|old| old.service)
             }
+            MapOp::SetSourceRange { key } | MapOp::DeleteSourceRange { key } => Some(key.service),
             MapOp::SetConfig(_)
             | MapOp::SetEndpoint { .. }
             | MapOp::SetEndpointByAddr { .. }
@@ -164,7 +195,11 @@ impl Controller {
             | MapOp::SetEndpointByIfindex { .. }
             | MapOp::DeleteEndpointByIfindex { .. }
             | MapOp::ClearBackendFlows { .. }
-            | MapOp::SetSlots { .. } => None,
+            | MapOp::SetSlots { .. }
+            | MapOp::SetUplink { .. }
+            | MapOp::DeleteUplink { .. }
+            | MapOp::SetClient { .. }
+            | MapOp::DeleteClient { .. } => None,
         };
         self.shadow.apply(op);
         if let Some(service) = freed {
@@ -203,7 +238,9 @@ impl Controller {
         let services = self.short_services.iter().map(|(name, shortage)| self.does_not_fit(name, *shortage));
         let devices = self.short_devices.iter().filter_map(|ifindex| self.world.devices().get(ifindex));
         let devices = devices.map(device_does_not_fit);
+        let addresses = self.services.short_addresses.iter().map(|addr| address_does_not_fit(*addr));
         let mut all: BTreeSet<Problem> = self.compiled.problems().cloned().chain(services).chain(devices).collect();
+        all.extend(addresses.chain(self.host.problems().iter().cloned()));
         all.extend(self.store_problems.iter().cloned());
         all.into_iter().collect()
     }
@@ -248,6 +285,7 @@ impl Controller {
         self.compiled.update(&self.world, &dirty);
         let mut draft = Draft::default();
         self.plan_config(&mut draft);
+        self.host.plan(&self.shadow, &mut draft);
         if self.devices_known {
             let outcome = self.endpoints.plan(&self.shadow, &self.world, dirty.devices, &mut draft);
             self.short_devices = outcome.short;
@@ -272,22 +310,21 @@ impl Controller {
     }
 
     fn plan_config(&self, draft: &mut Draft) {
-        let Some(node) = self.node else { return };
+        let Some(node) = &self.node else { return };
         let mut config: Config = bytemuck::Zeroable::zeroed();
         config.netns_cookie = node.netns_cookie;
         config.hz = node.hz;
         config.flags = node.flags;
         config.seed = node.seed;
+        config.node4 = node.node4.map_or(Addr::UNSPECIFIED, Addr::from_ip);
+        config.node6 = node.node6.map_or(Addr::UNSPECIFIED, Addr::from_ip);
+        (config.snat_first, config.snat_count) = (node.snat_first, node.snat_count);
+        config.pods = node.pods;
+        config.pod_cidrs_used = fill(&mut config.pod_cidrs, &node.pod_cidrs);
         // Ranges a restarted agent found stay until the source has been read whole.
         match self.shadow.config.filter(|_| !self.synced) {
             Some(old) => (config.cidrs, config.cidrs_used) = (old.cidrs, old.cidrs_used),
-            None => {
-                for (entry, cidr) in config.cidrs.iter_mut().zip(&self.compiled.cidrs) {
-                    let net = Addr::from_ip(cidr.addr).masked(cidr.len);
-                    *entry = Cidr { net, mask: Addr::mask(cidr.len, cidr.addr.is_ipv4()) };
-                    config.cidrs_used += 1;
-                }
-            }
+            None => config.cidrs_used = fill(&mut config.cidrs, &self.compiled.cidrs),
         }
         if self.shadow.config != Some(config) {
             let chain = draft.chain();
@@ -303,6 +340,9 @@ impl Controller {
             }
             Shortage::Backends { needed, left } => {
                 (format!("needs {needed} more entries of BACKENDS, and {left} are left"), "--max-backends")
+            }
+            Shortage::SourceRanges { needed, left } => {
+                (format!("needs {needed} more entries of SOURCE_RANGES, and {left} are left"), "--max-services")
             }
             Shortage::Slots { backends } => {
                 (format!("needs a block of SLOTS for {backends} backends, and none is left"), "--max-backends")
@@ -323,6 +363,7 @@ impl Controller {
             MapOp::SetBackend { value, .. } => names(value.service),
             MapOp::SetFrontend { value, .. } => names(value.service),
             MapOp::DeleteFrontend { key } => self.shadow.frontends.get(key).and_then(|value| names(value.service)),
+            MapOp::SetSourceRange { key } | MapOp::DeleteSourceRange { key } => names(key.service),
             MapOp::SetConfig(_)
             | MapOp::SetEndpoint { .. }
             | MapOp::SetEndpointByAddr { .. }
@@ -330,7 +371,11 @@ impl Controller {
             | MapOp::SetEndpointByIfindex { .. }
             | MapOp::DeleteEndpointByIfindex { .. }
             | MapOp::ClearBackendFlows { .. }
-            | MapOp::SetSlots { .. } => None,
+            | MapOp::SetSlots { .. }
+            | MapOp::SetUplink { .. }
+            | MapOp::DeleteUplink { .. }
+            | MapOp::SetClient { .. }
+            | MapOp::DeleteClient { .. } => None,
         };
         let remedy = match error {
             StoreError::Full { .. } => "start the agent with larger capacities, or delete Services",
@@ -344,6 +389,25 @@ impl Controller {
             message: format!("a write failed: {error}"),
             remedy: remedy.to_owned(),
         }
+    }
+}
+
+/// Writes ranges as the datapath reads them, as many as there is room for; answers with how many.
+fn fill(room: &mut [Cidr], ranges: &[model::Cidr]) -> u32 {
+    let cidr = |cidr: &model::Cidr| Cidr {
+        net: Addr::from_ip(cidr.addr).masked(cidr.len),
+        mask: Addr::mask(cidr.len, cidr.addr.is_ipv4()),
+    };
+    room.iter_mut().zip(ranges).map(|(entry, range)| *entry = cidr(range)).count() as u32
+}
+
+fn address_does_not_fit(addr: Addr) -> Problem {
+    Problem {
+        file: None,
+        object: "maps".to_owned(),
+        field: String::new(),
+        message: format!("FRONTENDS has no room for {addr}, an address of this node; it serves no node ports"),
+        remedy: "start the agent with a larger --max-services, or delete Services".to_owned(),
     }
 }
 

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use netlb_common::frontend::FrontendValue;
+
 use super::GRACE;
 use super::blocks::{Blocks, order_of};
 use crate::store::Tables;
@@ -15,6 +17,12 @@ pub struct Lists {
     /// Blocks that lost their last frontend, in that order; the time is set by the first tick after.
     retired: VecDeque<(u32, Option<Duration>)>,
     serial: u64,
+}
+
+/// The first slots of a frontend's two lists, for clients inside and outside; `None`: an empty one.
+pub fn blocks(frontend: &FrontendValue) -> [Option<u32>; 2] {
+    let block = |base, count| (count > 0).then_some(base);
+    [block(frontend.slots, frontend.count), block(frontend.outside_slots, frontend.outside_count)]
 }
 
 /// A list. Not the same as one that later has the same block.
@@ -30,7 +38,7 @@ struct List {
     serial: u64,
     order: u32,
     backends: Vec<u32>,
-    /// Frontends that point here, as far as the store accepted.
+    /// Frontends that point here, as far as the store accepted; one that does so for both its lists counts twice.
     refs: u32,
     /// The store has the content.
     written: bool,
@@ -44,14 +52,17 @@ impl Lists {
     pub fn new(capacity: u32, tables: &Tables) -> Self {
         let mut lists =
             Lists { room: Blocks::new(capacity), lists: BTreeMap::new(), retired: VecDeque::new(), serial: 0 };
-        for frontend in tables.frontends.values().filter(|f| f.count > 0) {
-            let order = order_of(frontend.count);
-            match lists.lists.get_mut(&frontend.slots) {
+        for (base, backends) in tables.frontends.values().flat_map(|frontend| {
+            blocks(frontend).into_iter().zip([tables.list(frontend), tables.outside_list(frontend)])
+        }) {
+            let Some(base) = base else { continue };
+            let order = order_of(backends.len() as u32);
+            match lists.lists.get_mut(&base) {
                 Some(list) => list.refs += 1,
-                None if lists.room.reserve(frontend.slots, order) => {
-                    lists.insert(frontend.slots, order, tables.list(frontend));
-                    lists.accept(frontend.slots, &tables.list(frontend));
-                    lists.link(frontend.slots);
+                None if lists.room.reserve(base, order) => {
+                    lists.insert(base, order, backends.clone());
+                    lists.accept(base, &backends);
+                    lists.link(base);
                 }
                 // A block that cannot be ours: its frontend will not match, and gets a fresh one.
                 None => {}

@@ -7,12 +7,13 @@
 //! - [`ids`]: dense ids, kept while anything may name them, rested before they are given again.
 //! - [`blocks`]: room in `SLOTS`; every change of a list goes to a fresh block.
 //! - [`lists`]: the lists in those blocks, from first plan to end of grace.
-//! - `services`, `endpoints`: the differences of Services, and of pod devices.
+//! - `services`, `endpoints`, `host`: the differences of Services, of pod devices, and of this node's uplinks and pods.
 //! - [`controller`]: world, compiled tables and plan behind one door.
 
 pub mod blocks;
 pub mod controller;
 mod endpoints;
+mod host;
 pub mod ids;
 pub mod lists;
 pub mod names;

@@ -2,9 +2,12 @@
 
 use netlb_common::Addr;
 use netlb_common::backend::BackendValue;
+use netlb_common::client::ClientValue;
 use netlb_common::config::Config;
 use netlb_common::endpoint::EndpointValue;
 use netlb_common::frontend::{FrontendKey, FrontendValue};
+use netlb_common::source_range::SourceRangeKey;
+use netlb_common::uplink::UplinkValue;
 
 /// An upsert or a delete. Each may be repeated: applying it twice leaves what applying it once leaves. Deleting what is absent succeeds.
 #[derive(Clone, PartialEq, Debug)]
@@ -32,7 +35,7 @@ pub enum MapOp {
     DeleteEndpointByIfindex {
         ifindex: u32,
     },
-    /// `BACKEND_FLOWS[id] = 0` on every CPU: the id goes to a backend that has not had a flow.
+    /// `BACKEND_FLOWS[id] = 0` on every CPU, and `BACKEND_LOAD[id] = 0`: the id goes to a backend that has not had a flow.
     ClearBackendFlows {
         id: u32,
     },
@@ -53,5 +56,28 @@ pub enum MapOp {
     },
     DeleteFrontend {
         key: FrontendKey,
+    },
+    /// `SOURCE_RANGES`: this range may reach its Service port's load balancer addresses.
+    SetSourceRange {
+        key: SourceRangeKey,
+    },
+    DeleteSourceRange {
+        key: SourceRangeKey,
+    },
+    /// `UPLINKS`.
+    SetUplink {
+        ifindex: u32,
+        value: UplinkValue,
+    },
+    DeleteUplink {
+        ifindex: u32,
+    },
+    /// `CLIENTS`, by the cookie of a network namespace.
+    SetClient {
+        netns: u64,
+        value: ClientValue,
+    },
+    DeleteClient {
+        netns: u64,
     },
 }

@@ -5,11 +5,15 @@ use super::op::MapOp;
 /// When a write happens. Read downwards, this is the update protocol:
 ///
 /// A new Service gets its address entry before its ports, and loses it after them: a port entry never stands without its address entry, so the
-/// undefined ports of a live VIP are always refused, never taken for an unallocated address. A backend is written before any list names it, and
+/// undefined ports of a live VIP are always refused, never taken for an unallocated address. Source ranges are widened before a switch and
+/// narrowed after it. A backend is written before any list names it, and
 /// leaves only after no list names it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Phase {
     Config,
+    /// Uplinks and clients: gone ones first, whose place another may need.
+    HostGone,
+    Host,
     /// Endpoint records: gone devices first lose theirs, so that nothing is delivered to who comes after them.
     Endpoint,
     /// Address and interface index → endpoint: upserts, then deletes.
@@ -19,14 +23,18 @@ pub(super) enum Phase {
     Backend,
     /// Fresh blocks, seen by nobody.
     Slots,
-    /// Address entries of new VIPs.
+    /// Source ranges that come: a switch that restricts its frontend must not shut out who is allowed.
+    Range,
+    /// Address entries of new VIPs, and of addresses of this node.
     Address,
     /// The switch: one write a frontend.
     Switch,
     /// Frontends that are gone.
     Withdraw,
-    /// Address entries of VIPs that are gone.
+    /// Address entries of VIPs, or of addresses of this node, that are gone.
     WithdrawAddress,
+    /// Source ranges that no frontend has any more.
+    RangeGone,
     /// Backends that no list names any more: draining or removed.
     Leave,
     /// Removed backends that no flow names any more.

@@ -2,16 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use netlb_common::backend::{BackendValue, state};
+use netlb_common::backend::{BackendValue, flags as backend, state};
 use netlb_common::frontend::{FrontendKey, FrontendValue, flags};
+use netlb_common::source_range::SourceRangeKey;
 use netlb_common::{Addr, Port};
 
+use super::lists::ListId;
 use super::op::MapOp;
 use super::order::{Draft, Phase};
 use super::services::{BackendKey, PortState, Services, Shortage, Wanted, frontend_key};
 use super::shadow::Shadow;
-use crate::compile::{BackendState, PortTables, ServicePortKey, ServiceTables};
-use crate::model::ServiceName;
+use crate::compile::{BackendState, BackendTable, List, PortTables, ServicePortKey, ServiceTables, Target};
+use crate::model::{Cidr, ServiceName};
 
 /// What the Services of one plan share.
 pub(super) struct Pass<'a, 'd> {
@@ -22,6 +24,10 @@ pub(super) struct Pass<'a, 'd> {
     pub(super) touched: BTreeSet<usize>,
     /// Keys that come into `FRONTENDS`, and the chain that brings them.
     inserted: BTreeMap<FrontendKey, usize>,
+    /// Address entries written, and by which chain.
+    addresses: BTreeMap<Addr, usize>,
+    /// Source ranges that come.
+    new_ranges: usize,
     /// Port entries written, and by which chain.
     switched: BTreeMap<FrontendKey, usize>,
     /// Port entries deleted, and by which chain.
@@ -36,6 +42,8 @@ impl<'a, 'd> Pass<'a, 'd> {
             draft,
             touched: BTreeSet::new(),
             inserted: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            new_ranges: 0,
             switched: BTreeMap::new(),
             withdrawn: BTreeMap::new(),
         }
@@ -57,10 +65,30 @@ impl<'a, 'd> Pass<'a, 'd> {
         }
     }
 
+    /// Writes an address entry.
+    fn write_address(&mut self, phase: Phase, chain: usize, addr: Addr, flags: u32) {
+        let key = FrontendKey::address(addr);
+        let old = self.shadow.frontends.get(&key);
+        if old.is_none() {
+            self.inserted.insert(key, chain);
+        }
+        self.addresses.insert(addr, chain);
+        let generation = old.map_or(1, |old| next(old.generation));
+        let value = FrontendValue { flags, generation, ..bytemuck::Zeroable::zeroed() };
+        self.push(phase, chain, MapOp::SetFrontend { key, value });
+    }
+
+    /// Source ranges of a Service port that are not among these.
+    fn withdraw_ranges(&mut self, service: u32, kept: &BTreeSet<SourceRangeKey>, chain: usize) {
+        for range in self.shadow.ranges_of(service).filter(|range| !kept.contains(range)) {
+            self.push(Phase::RangeGone, chain, MapOp::DeleteSourceRange { key: *range });
+        }
+    }
+
     /// A backend that no list will name.
     fn remove(&mut self, id: u32, chain: usize) {
         if let Some(old) = self.shadow.backends.get(&id).filter(|b| b.state != state::REMOVED) {
-            let value = BackendValue { state: state::REMOVED, endpoint: 0, ..*old };
+            let value = BackendValue { state: state::REMOVED, endpoint: 0, flags: 0, ..*old };
             self.push(Phase::Leave, chain, MapOp::SetBackend { id, value });
         }
     }
@@ -71,7 +99,7 @@ impl<'a, 'd> Pass<'a, 'd> {
 struct Given {
     services: Vec<ServicePortKey>,
     backends: Vec<BackendKey>,
-    lists: Vec<super::lists::ListId>,
+    lists: Vec<ListId>,
 }
 
 impl Services {
@@ -94,17 +122,12 @@ impl Services {
         }
         self.hold(name, tables);
         for addr in &tables.addresses {
-            let key = FrontendKey::address(Addr::from_ip(*addr));
-            if pass.shadow.frontends.contains_key(&key) {
-                continue;
-            }
-            match pass.inserted.get(&key).copied() {
+            let addr = Addr::from_ip(*addr);
+            let flags = self.address_flags(pass, addr);
+            match pass.addresses.get(&addr).copied() {
                 Some(other) => pass.draft.join(chain, other),
-                None => {
-                    pass.inserted.insert(key, chain);
-                    let value = FrontendValue { flags: flags::VIP, generation: 1, ..bytemuck::Zeroable::zeroed() };
-                    pass.push(Phase::Address, chain, MapOp::SetFrontend { key, value });
-                }
+                None if pass.shadow.address(addr) != flags => pass.write_address(Phase::Address, chain, addr, flags),
+                None => {}
             }
         }
         for (key, port) in &tables.ports {
@@ -131,7 +154,7 @@ impl Services {
     /// Counts frontends and backends before anything is given out.
     fn has_room(&self, pass: &Pass<'_, '_>, tables: &ServiceTables) -> Result<(), Shortage> {
         let addresses = tables.addresses.iter().map(|addr| FrontendKey::address(Addr::from_ip(*addr)));
-        let ports = tables.ports.values().flat_map(|port| port.frontends.iter().map(frontend_key));
+        let ports = tables.ports.values().flat_map(|port| port.frontends.keys().map(frontend_key));
         let is_new = |key: &FrontendKey| !pass.shadow.frontends.contains_key(key) && !pass.inserted.contains_key(key);
         let needed = addresses.chain(ports).filter(is_new).count();
         let used = pass.shadow.frontends.len() + pass.inserted.len();
@@ -147,7 +170,16 @@ impl Services {
             };
         }
         let left = self.backend_ids.available();
-        if needed > left { Err(Shortage::Backends { needed, left }) } else { Ok(()) }
+        if needed > left {
+            return Err(Shortage::Backends { needed, left });
+        }
+        let ranges = tables.ports.iter().map(|(key, port)| match self.known_id(pass.shadow, key, port) {
+            Some(id) => ranges_of(id, port).filter(|range| !pass.shadow.has_range(range)).count(),
+            None => port.source_ranges.as_ref().map_or(0, BTreeSet::len),
+        });
+        let needed = ranges.sum();
+        let left = (self.capacity.source_ranges as usize).saturating_sub(pass.shadow.ranges() + pass.new_ranges);
+        if needed > left { Err(Shortage::SourceRanges { needed, left }) } else { Ok(()) }
     }
 
     /// Gives a Service port its ids and the block of its list.
@@ -158,23 +190,25 @@ impl Services {
         port: &PortTables,
         given: &mut Given,
     ) -> Result<(), Shortage> {
+        // Lists that may be what is wanted.
+        let mut known: Vec<ListId> = Vec::new();
         if !self.ports.contains_key(key) {
-            let (id, list) = match self.known_id(shadow, key, port) {
+            let id = match self.known_id(shadow, key, port) {
                 Some(id) => {
-                    let ours = |value: &&FrontendValue| value.service == id && value.count > 0;
-                    let values = port.frontends.iter().filter_map(|claim| shadow.frontends.get(&frontend_key(claim)));
                     self.orphans.remove(&id);
-                    (id, values.filter(ours).find_map(|value| self.lists.at(value.slots)))
+                    known.extend(self.restored_lists(shadow, port));
+                    id
                 }
                 None => {
                     given.services.push(key.clone());
-                    (self.service_ids.take().expect("ids outnumber what FRONTENDS and BACKENDS can name"), None)
+                    self.service_ids.take().expect("ids outnumber what the maps can name")
                 }
             };
-            self.ports.insert(key.clone(), PortState { id, list, wanted: true });
+            self.ports.insert(key.clone(), PortState { id, cluster: None, local: None, wanted: true });
             self.by_id.insert(id, key.clone());
         }
         let id = self.ports[key].id;
+        known.extend([self.ports[key].cluster, self.ports[key].local].into_iter().flatten());
         for (backend, _) in keys_of(id, key, port) {
             if !self.backends.contains_key(&backend) {
                 let id = self.backend_ids.take().expect("has_room counted the ids");
@@ -182,27 +216,51 @@ impl Services {
                 self.backends.insert(backend, id);
             }
         }
-        let active = keys_of(id, key, port).filter(|(_, b)| b.state == BackendState::Active);
-        let list: Vec<u32> = active.map(|(backend, _)| self.backends[&backend]).collect();
-        let current = self.ports[key].list;
-        if current.and_then(|id| self.lists.get(id)).unwrap_or_default() == list {
-            return Ok(());
-        }
-        if let Some(current) = current {
-            self.lists.abandon(current);
-        }
-        let fresh = if list.is_empty() {
-            None
-        } else {
-            let backends = list.len();
-            let fresh = self.lists.add(list).ok_or(Shortage::Slots { backends })?;
-            given.lists.push(fresh);
-            Some(fresh)
+        let proto = key.protocol.number();
+        let ids = |list| -> Vec<u32> {
+            let backend =
+                |(addr, port): &Target| BackendKey { service: id, addr: Addr::from_ip(*addr), port: *port, proto };
+            port.list(list).iter().map(|target| self.backends[&backend(target)]).collect()
         };
+        let wanted = [ids(List::Cluster), ids(List::Local)];
+        for old in &known {
+            if self.lists.get(*old).is_some_and(|list| !wanted.iter().any(|ids| ids == list)) {
+                self.lists.abandon(*old);
+            }
+        }
+        let [cluster, local] = wanted;
+        let cluster = self.list(cluster, &mut known, given)?;
+        let local = self.list(local, &mut known, given)?;
         if let Some(port) = self.ports.get_mut(key) {
-            port.list = fresh;
+            (port.cluster, port.local) = (cluster, local);
         }
         Ok(())
+    }
+
+    /// The list of these backends: a known one, or a fresh one, which is then known.
+    fn list(&mut self, ids: Vec<u32>, known: &mut Vec<ListId>, given: &mut Given) -> Result<Option<ListId>, Shortage> {
+        if ids.is_empty() {
+            return Ok(None);
+        }
+        if let Some(same) = known.iter().find(|list| self.lists.get(**list) == Some(ids.as_slice())) {
+            return Ok(Some(*same));
+        }
+        let backends = ids.len();
+        let fresh = self.lists.add(ids).ok_or(Shortage::Slots { backends })?;
+        given.lists.push(fresh);
+        known.push(fresh);
+        Ok(Some(fresh))
+    }
+
+    /// What the entry of an address is to say; 0: nothing, so there is none. What is not known yet stays as it is in the store.
+    fn address_flags(&self, pass: &Pass<'_, '_>, addr: Addr) -> u32 {
+        let found = pass.shadow.address(addr);
+        let vip = self.holders.contains_key(&addr) || !pass.wanted.synced && found & flags::VIP != 0;
+        let node = match &self.node_addresses {
+            Some(known) => known.contains(&addr),
+            None => found & flags::NODE != 0,
+        };
+        (if vip { flags::VIP } else { 0 }) | (if node { flags::NODE } else { 0 })
     }
 
     fn take_back(&mut self, given: Given) {
@@ -231,7 +289,7 @@ impl Services {
                 holders.remove(name);
                 if holders.is_empty() {
                     self.holders.remove(addr);
-                    self.let_go.insert(*addr);
+                    self.unsettled_addresses.insert(*addr);
                 }
             }
         }
@@ -245,9 +303,9 @@ impl Services {
 
     fn write_port(&mut self, pass: &mut Pass<'_, '_>, key: &ServicePortKey, port: &PortTables, chain: usize) {
         let shadow = pass.shadow;
-        let Some(PortState { id: service, list, wanted }) = self.ports.get_mut(key) else { return };
-        *wanted = true;
-        let (service, list) = (*service, *list);
+        let Some(state) = self.ports.get_mut(key) else { return };
+        state.wanted = true;
+        let PortState { id: service, cluster, local, .. } = *state;
         for (backend, table) in keys_of(service, key, port) {
             let id = self.backends[&backend];
             self.released.remove(&id);
@@ -268,39 +326,54 @@ impl Services {
                     }
                 },
                 service,
-                flags: 0,
+                flags: backend_flags(table),
                 pad: 0,
             };
-            match old {
-                Some(old) if *old == value => continue,
-                Some(old) if old.state == state::ACTIVE && value.state == state::DRAINING => {
-                    pass.push(Phase::Leave, chain, MapOp::SetBackend { id, value });
-                }
-                Some(_) => pass.push(Phase::Backend, chain, MapOp::SetBackend { id, value }),
-                None => {
-                    pass.push(Phase::Backend, chain, MapOp::ClearBackendFlows { id });
-                    pass.push(Phase::Backend, chain, MapOp::SetBackend { id, value });
-                }
+            let Some(old) = old else {
+                pass.push(Phase::Backend, chain, MapOp::ClearBackendFlows { id });
+                pass.push(Phase::Backend, chain, MapOp::SetBackend { id, value });
+                continue;
+            };
+            // While the switch is under way it stands in the old lists and the new.
+            let lists = old.flags & (backend::CLUSTER_LIST | backend::LOCAL_LIST);
+            let state = if old.state == state::ACTIVE { state::ACTIVE } else { value.state };
+            let between = BackendValue { flags: value.flags | lists, state, ..value };
+            if between != *old {
+                pass.push(Phase::Backend, chain, MapOp::SetBackend { id, value: between });
+            }
+            if between != value {
+                pass.push(Phase::Leave, chain, MapOp::SetBackend { id, value });
             }
         }
-        let (mut slots, mut count) = (0, 0);
-        if let Some((list, backends)) = list.and_then(|id| Some((id, self.lists.get(id)?))) {
-            (slots, count) = (list.base, backends.len() as u32);
-            if !self.lists.is_written(list) {
+        for range in ranges_of(service, port).filter(|range| !shadow.has_range(range)) {
+            pass.new_ranges += 1;
+            pass.push(Phase::Range, chain, MapOp::SetSourceRange { key: range });
+        }
+        let mut written = BTreeSet::new();
+        let mut block = |pass: &mut Pass<'_, '_>, list: Option<ListId>| -> (u32, u32) {
+            let Some((list, backends)) = list.and_then(|id| Some((id, self.lists.get(id)?))) else { return (0, 0) };
+            if !self.lists.is_written(list) && written.insert(list.base) {
                 let backends = backends.to_vec();
-                pass.push(Phase::Slots, chain, MapOp::SetSlots { base: slots, backends });
+                pass.push(Phase::Slots, chain, MapOp::SetSlots { base: list.base, backends });
             }
-        }
-        for claim in &port.frontends {
+            (list.base, backends.len() as u32)
+        };
+        let (cluster, local) = (block(pass, cluster), block(pass, local));
+        for (claim, table) in &port.frontends {
             let key = frontend_key(claim);
             let old = shadow.frontends.get(&key);
+            let at = |list| match list {
+                List::Cluster => cluster,
+                List::Local => local,
+            };
+            let ((slots, count), (outside_slots, outside_count)) = (at(table.inside), at(table.outside));
             let value = FrontendValue {
                 service,
-                flags: 0,
+                flags: table.flags,
                 slots,
                 count,
-                outside_slots: slots,
-                outside_count: count,
+                outside_slots,
+                outside_count,
                 affinity_s: port.affinity_s,
                 generation: old.map_or(1, |old| next(old.generation)),
             };
@@ -322,7 +395,7 @@ impl Services {
         for (key, service) in ports {
             let port = tables.ports.get(&key);
             let wanted = port.unwrap_or(&nothing);
-            let frontends: BTreeSet<FrontendKey> = wanted.frontends.iter().map(frontend_key).collect();
+            let frontends: BTreeSet<FrontendKey> = wanted.frontends.keys().map(frontend_key).collect();
             for frontend in pass.shadow.frontends_of(service).filter(|f| !frontends.contains(f)) {
                 pass.withdraw(*frontend, chain);
             }
@@ -331,10 +404,12 @@ impl Services {
             for id in pass.shadow.backends_of(service).filter(|id| !kept.contains(id)) {
                 pass.remove(id, chain);
             }
+            let ranges: BTreeSet<SourceRangeKey> = ranges_of(service, wanted).collect();
+            pass.withdraw_ranges(service, &ranges, chain);
             if port.is_none() {
                 if let Some(state) = self.ports.get_mut(&key) {
                     state.wanted = false;
-                    if let Some(list) = state.list.take() {
+                    for list in [state.cluster.take(), state.local.take()].into_iter().flatten() {
                         self.lists.abandon(list);
                     }
                 }
@@ -353,6 +428,7 @@ impl Services {
             for id in pass.shadow.backends_of(service) {
                 pass.remove(id, chain);
             }
+            pass.withdraw_ranges(service, &BTreeSet::new(), chain);
             // Kept while something is there: flows may name its removed backends, and a plan may fail.
             if pass.shadow.knows_service(service) {
                 self.orphans.insert(service);
@@ -362,22 +438,46 @@ impl Services {
         }
     }
 
-    /// Address entries that no Service holds, and where no port is left.
-    pub(super) fn withdraw_addresses(&mut self, pass: &mut Pass<'_, '_>) {
-        for addr in std::mem::take(&mut self.let_go) {
+    /// Address entries that are not what they should be: of the node's addresses, and those that no Service holds any more. A VIP stays until
+    /// none of its own ports is left.
+    pub(super) fn settle_addresses(&mut self, pass: &mut Pass<'_, '_>) {
+        self.short_addresses.clear();
+        for addr in std::mem::take(&mut self.unsettled_addresses) {
             let key = FrontendKey::address(addr);
-            if self.holders.contains_key(&addr) || !pass.shadow.frontends.contains_key(&key) {
+            let (found, flags) = (pass.shadow.address(addr), self.address_flags(pass, addr));
+            if found == flags && !pass.addresses.contains_key(&addr) {
                 continue;
             }
-            self.let_go.insert(addr);
-            let ports: Option<Vec<usize>> =
-                pass.shadow.ports_at(addr).map(|port| pass.withdrawn.get(port).copied()).collect();
-            if let Some(chains) = ports {
-                let chain = pass.draft.chain();
+            self.unsettled_addresses.insert(addr);
+            if pass.addresses.contains_key(&addr) {
+                continue;
+            }
+            let chain = pass.draft.chain();
+            if flags & !found != 0 {
+                let full = pass.shadow.frontends.len() + pass.inserted.len() >= self.capacity.frontends as usize;
+                if found == 0 && full {
+                    self.short_addresses.insert(addr);
+                } else {
+                    pass.write_address(Phase::Address, chain, addr, flags | found);
+                }
+                continue;
+            }
+            if found & !flags & flags::VIP != 0 {
+                let own = pass.shadow.ports_at(addr).filter(|port| {
+                    pass.shadow.frontends.get(port).is_some_and(|value| value.flags & flags::EXTERNAL == 0)
+                });
+                let Some(chains) = own.map(|port| pass.withdrawn.get(port).copied()).collect::<Option<Vec<usize>>>()
+                else {
+                    continue;
+                };
                 for other in chains {
                     pass.draft.join(chain, other);
                 }
+            }
+            if flags == 0 {
                 pass.push(Phase::WithdrawAddress, chain, MapOp::DeleteFrontend { key });
+            } else {
+                pass.write_address(Phase::WithdrawAddress, chain, addr, flags);
             }
         }
     }
@@ -404,9 +504,25 @@ fn keys_of<'a>(
     service: u32,
     key: &ServicePortKey,
     port: &'a PortTables,
-) -> impl Iterator<Item = (BackendKey, &'a crate::compile::BackendTable)> + use<'a> {
+) -> impl Iterator<Item = (BackendKey, &'a BackendTable)> + use<'a> {
     let proto = key.protocol.number();
     port.backends.iter().map(move |((addr, port), table)| {
         (BackendKey { service, addr: Addr::from_ip(*addr), port: *port, proto }, table)
     })
+}
+
+/// The keys of a Service port's source ranges; equal networks have one.
+fn ranges_of(service: u32, port: &PortTables) -> impl Iterator<Item = SourceRangeKey> + use<> {
+    let key = |range: &Cidr| SourceRangeKey::range(service, Addr::from_ip(range.addr), range.len);
+    let keys: BTreeSet<SourceRangeKey> = port.source_ranges.iter().flatten().map(key).collect();
+    keys.into_iter()
+}
+
+fn backend_flags(table: &BackendTable) -> u32 {
+    let bits = [
+        (table.on_node, backend::ON_NODE),
+        (table.in_cluster_list, backend::CLUSTER_LIST),
+        (table.in_local_list, backend::LOCAL_LIST),
+    ];
+    bits.into_iter().filter(|(set, _)| *set).map(|(_, bit)| bit).sum()
 }

@@ -9,17 +9,17 @@ use proptest::prelude::*;
 use super::rig::{Rig, View, check, view};
 use super::services::frontend_key;
 use crate::compile::ServiceTables;
-use crate::model::arbitrary::{devices, object};
-use crate::model::{Change, Object, ObjectKey, PodDevice, ServiceName};
+use crate::model::arbitrary::{devices, host, object};
+use crate::model::{Change, HostState, Object, ObjectKey, PodDevice, ServiceName};
 use crate::store::{Capacity, MapStore, Tables};
 
 type Objects = BTreeMap<ObjectKey, Object>;
-type State = (Objects, BTreeMap<u32, PodDevice>);
+type State = (Objects, BTreeMap<u32, PodDevice>, HostState);
 
 fn state() -> impl Strategy<Value = State> {
     let objects = prop::collection::vec(object(), 0..14);
     let objects = objects.prop_map(|all| all.into_iter().map(|object| (object.key(), object)).collect());
-    (objects, devices())
+    (objects, devices(), host())
 }
 
 fn changes(old: &Objects, new: &Objects) -> Vec<Change> {
@@ -28,8 +28,9 @@ fn changes(old: &Objects, new: &Objects) -> Vec<Change> {
 }
 
 /// The maps of an agent that never knew anything else.
-fn fresh((objects, devices): &State) -> Rig {
+fn fresh((objects, devices, host): &State) -> Rig {
     let mut rig = Rig::new(Capacity::default());
+    rig.controller.set_host(host);
     rig.settle(changes(&Objects::new(), objects), Some(devices));
     rig
 }
@@ -46,7 +47,7 @@ type Owners = BTreeMap<ServiceName, BTreeSet<FrontendKey>>;
 
 fn owners(rig: &Rig) -> Owners {
     let ports =
-        |tables: &ServiceTables| tables.ports.values().flat_map(|p| p.frontends.iter().map(frontend_key)).collect();
+        |tables: &ServiceTables| tables.ports.values().flat_map(|p| p.frontends.keys().map(frontend_key)).collect();
     rig.controller.compiled().services.iter().map(|(name, tables)| (name.clone(), ports(tables))).collect()
 }
 
@@ -77,6 +78,7 @@ proptest! {
         let new = view(&fresh(&b).tables());
         rig.now = Duration::from_secs(60);
         rig.store.now = rig.now;
+        rig.controller.set_host(&b.2);
         let plan = rig.controller.update(changes(&a.0, &b.0), Some(&b.1), rig.now);
         for done in 0..=plan.steps.len() {
             if let Some(done) = done.checked_sub(1) {
@@ -85,6 +87,7 @@ proptest! {
             let tables = rig.tables();
             check(&tables, &old, &new);
             let mut next = Rig::restarted(tables, Capacity::default());
+            next.controller.set_host(&b.2);
             next.settle(changes(&Objects::new(), &b.0), Some(&b.1));
             prop_assert_eq!(view(&next.tables()), new.clone());
             prop_assert_eq!(swept(next), want.clone());
@@ -95,9 +98,11 @@ proptest! {
     #[test]
     fn a_restart_changes_nothing(a in state(), b in state()) {
         let mut rig = fresh(&a);
+        rig.controller.set_host(&b.2);
         rig.settle(changes(&a.0, &b.0), Some(&b.1));
         let tables = rig.tables();
         let mut next = Rig::restarted(tables.clone(), Capacity::default());
+        next.controller.set_host(&b.2);
         next.settle(changes(&Objects::new(), &b.0), Some(&b.1));
         prop_assert_eq!(next.tables(), tables);
     }
@@ -111,9 +116,9 @@ proptest! {
         let some = a.0.values().zip(picked).filter(|(_, picked)| *picked);
         let some = some.map(|(object, _)| Change::Apply(object.clone()));
         next.settle(some.chain([Change::Incomplete, Change::Synced]).collect(), None);
-        for (key, (backends, _)) in &old {
+        for (key, (backends, ..)) in &old {
             let now = view(&next.tables());
-            let now = now.get(key).map(|(backends, _)| backends.clone()).unwrap_or_default();
+            let now = now.get(key).map(|(backends, ..)| backends.clone()).unwrap_or_default();
             prop_assert!(backends.iter().all(|b| now.contains(b)), "{:?}: {:?} of {:?} are left", key, now, backends);
         }
         for (id, old) in &rig.tables().backends {
@@ -121,7 +126,12 @@ proptest! {
         }
         let endpoints = |tables: Tables| (tables.endpoints, tables.endpoint_by_addr, tables.endpoint_by_ifindex);
         prop_assert_eq!(endpoints(next.tables()), endpoints(rig.tables()));
+        for (key, old) in rig.tables().frontends.iter().filter(|(key, _)| key.is_address()) {
+            prop_assert_eq!(next.tables().frontends[key].flags & old.flags, old.flags);
+        }
+        prop_assert_eq!((next.tables().uplinks, next.tables().clients), (rig.tables().uplinks, rig.tables().clients));
         // The rest comes, and all is as it was.
+        next.controller.set_host(&a.2);
         next.settle(changes(&Objects::new(), &a.0), Some(&a.1));
         prop_assert_eq!(view(&next.tables()), old);
         prop_assert_eq!(swept(next), swept(rig));
@@ -135,8 +145,10 @@ proptest! {
     ) {
         let mut rig = Rig::new(Capacity::default());
         let mut before: (Objects, View) = Default::default();
-        for ((objects, devices), fail_in, pause, sweep) in &states {
-            let new = view(&fresh(&(objects.clone(), devices.clone())).tables());
+        for (state, fail_in, pause, sweep) in &states {
+            let (objects, devices, host) = state;
+            let new = view(&fresh(state).tables());
+            rig.controller.set_host(host);
             rig.now += Duration::from_secs(*pause);
             let (mut todo, mut known) = (Some(changes(&before.0, objects)), Some(devices));
             rig.store.fail_in = Some(*fail_in);
@@ -168,12 +180,14 @@ proptest! {
         slots in 1u32..10,
         backends in 3u32..20,
     ) {
-        let capacity = Capacity { frontends, slots: slots * 4, backends, endpoints: 4, endpoint_addrs: 6 };
+        let capacity = Capacity { frontends, slots: slots * 4, backends, endpoints: 4, endpoint_addrs: 6, ..Capacity::default() };
         let mut rig = Rig::new(capacity);
         let mut before: (Objects, View) = Default::default();
-        for (objects, devices) in &states {
+        for state in &states {
+            let (objects, devices, host) = state;
             let held = held(&rig);
-            let wanted = fresh(&(objects.clone(), devices.clone()));
+            let wanted = fresh(state);
+            rig.controller.set_host(host);
             let (new, owners) = (view(&wanted.tables()), owners(&wanted));
             rig.now += Duration::from_secs(60);
             rig.settle(changes(&before.0, objects), Some(devices));
@@ -199,6 +213,7 @@ proptest! {
         // The same maps, and an agent with room.
         let last = states.into_iter().next_back().expect("at least one state");
         let mut next = Rig::restarted(rig.tables(), Capacity::default());
+        next.controller.set_host(&last.2);
         next.settle(changes(&Objects::new(), &last.0), Some(&last.1));
         prop_assert_eq!(swept(next), swept(fresh(&last)));
     }

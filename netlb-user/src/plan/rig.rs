@@ -3,18 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use netlb_common::backend::state;
-use netlb_common::frontend::{FrontendKey, FrontendValue};
+use netlb_common::backend::{flags as backend, state};
+use netlb_common::frontend::{FrontendKey, FrontendValue, flags};
 
 use super::blocks::order_of;
 use super::{Controller, GRACE, MapOp, NodeConfig};
-use crate::model::{Change, PodDevice};
+use crate::model::{Change, NodeName, PodDevice};
 use crate::store::{Capacity, MapStore, MemoryStore, StoreError, Tables};
 
-pub(super) const NODE: NodeConfig = NodeConfig { netns_cookie: 7, hz: 250, flags: 1, seed: 42 };
+pub(super) fn node() -> NodeConfig {
+    NodeConfig { netns_cookie: 7, hz: 250, flags: 1, seed: 42, ..NodeConfig::default() }
+}
 
-/// What stands behind each port entry: backends in slot order as `address:port`, and affinity.
-pub(super) type View = BTreeMap<FrontendKey, (Vec<String>, u32)>;
+/// What stands behind each port entry: backends in slot order as `address:port`, for clients inside and outside, flags, who may come, and
+/// affinity.
+pub(super) type View = BTreeMap<FrontendKey, (Vec<String>, Vec<String>, u32, u32)>;
 
 pub(super) fn view(tables: &Tables) -> View {
     let backend = |id: u32| match tables.backends.get(&id) {
@@ -22,7 +25,10 @@ pub(super) fn view(tables: &Tables) -> View {
         None => "missing".to_owned(),
     };
     let ports = tables.frontends.iter().filter(|(key, _)| !key.is_address());
-    ports.map(|(key, f)| (*key, (tables.list(f).into_iter().map(backend).collect(), f.affinity_s))).collect()
+    let names = |list: Vec<u32>| list.into_iter().map(backend).collect();
+    ports
+        .map(|(key, f)| (*key, (names(tables.list(f)), names(tables.outside_list(f)), f.flags, f.affinity_s)))
+        .collect()
 }
 
 /// Panics unless each port entry is as in one of two views, and what it points at may be pointed at.
@@ -38,14 +44,25 @@ pub(super) fn check(tables: &Tables, old: &View, new: &View) {
         );
     }
     for (key, frontend) in tables.frontends.iter().filter(|(key, _)| !key.is_address()) {
-        assert!(tables.frontends.contains_key(&FrontendKey::address(key.addr)), "{key:?} without its address entry");
-        for id in tables.list(frontend) {
-            let b = tables.backends.get(&id).expect("a listed backend has a record");
-            assert_eq!(
-                (b.state, b.service, b.proto),
-                (state::ACTIVE, frontend.service, key.proto()),
-                "{key:?} lists {b:?}"
-            );
+        if frontend.flags & flags::EXTERNAL == 0 {
+            let address = tables.frontends.get(&FrontendKey::address(key.addr));
+            assert!(address.is_some_and(|a| a.flags & flags::VIP != 0), "{key:?} without its address entry");
+        }
+        let lists = [
+            (tables.list(frontend), flags::INSIDE_LOCAL, flags::DROP_INSIDE),
+            (tables.outside_list(frontend), flags::OUTSIDE_LOCAL, flags::DROP_OUTSIDE),
+        ];
+        for (list, local, drop) in lists {
+            let bit = if frontend.flags & local != 0 { backend::LOCAL_LIST } else { backend::CLUSTER_LIST };
+            assert!(list.is_empty() || frontend.flags & drop == 0, "{key:?} drops beside a list");
+            for id in list {
+                let b = tables.backends.get(&id).expect("a listed backend has a record");
+                assert_eq!(
+                    (b.state, b.service, b.proto, b.flags & bit),
+                    (state::ACTIVE, frontend.service, key.proto(), bit),
+                    "{key:?} lists {b:?}"
+                );
+            }
         }
     }
 }
@@ -68,8 +85,11 @@ impl Watched {
     }
 
     fn leaves(&mut self, frontend: Option<&FrontendValue>) {
-        if let Some(old) = frontend.filter(|old| old.count > 0) {
-            self.readable.insert(old.slots, (1 << order_of(old.count), self.now + GRACE));
+        let Some(old) = frontend else { return };
+        for (base, count) in [(old.slots, old.count), (old.outside_slots, old.outside_count)] {
+            if count > 0 {
+                self.readable.insert(base, (1 << order_of(count), self.now + GRACE));
+            }
         }
     }
 
@@ -78,7 +98,9 @@ impl Watched {
         match op {
             MapOp::SetSlots { base, backends } => {
                 let fresh = *base..base + backends.len() as u32;
-                let seen = tables.frontends.values().filter(|f| f.count > 0).map(|f| f.slots..f.slots + f.count);
+                let lists = |f: &FrontendValue| [(f.slots, f.count), (f.outside_slots, f.outside_count)];
+                let seen = tables.frontends.values().flat_map(lists).filter(|(_, count)| *count > 0);
+                let seen = seen.map(|(base, count)| base..base + count);
                 let late = self.readable.iter().filter(|(_, (_, until))| self.now < *until);
                 let late = late.map(|(base, (len, _))| *base..base + len);
                 for used in seen.chain(late) {
@@ -95,7 +117,8 @@ impl Watched {
             MapOp::DeleteFrontend { key } => self.leaves(tables.frontends.get(key)),
             MapOp::SetBackend { id, value } => {
                 assert_ne!(*id, 0);
-                let listed: BTreeSet<u32> = tables.frontends.values().flat_map(|f| tables.list(f)).collect();
+                let lists = |f| [tables.list(f), tables.outside_list(f)].concat();
+                let listed: BTreeSet<u32> = tables.frontends.values().flat_map(lists).collect();
                 assert!(value.state == state::ACTIVE || !listed.contains(id), "{op:?} while it is listed");
                 let Some(old) = tables.backends.get(id) else { return };
                 let meaning = |b: &netlb_common::backend::BackendValue| (b.addr, b.port, b.proto, b.service);
@@ -117,7 +140,13 @@ impl Watched {
             | MapOp::DeleteEndpointByAddr { .. }
             | MapOp::SetEndpointByIfindex { .. }
             | MapOp::DeleteEndpointByIfindex { .. }
-            | MapOp::ClearBackendFlows { .. } => {}
+            | MapOp::ClearBackendFlows { .. }
+            | MapOp::SetSourceRange { .. }
+            | MapOp::DeleteSourceRange { .. }
+            | MapOp::SetUplink { .. }
+            | MapOp::DeleteUplink { .. }
+            | MapOp::SetClient { .. }
+            | MapOp::DeleteClient { .. } => {}
         }
     }
 }
@@ -159,7 +188,8 @@ impl Rig {
     /// An agent that begins with these maps.
     pub(super) fn restarted(tables: Tables, capacity: Capacity) -> Self {
         let mut controller = Controller::new(&tables, capacity);
-        controller.set_node(NODE);
+        controller.set_node(node());
+        controller.set_node_name(Some(NodeName::new("here")));
         Rig { controller, store: Watched::new(tables, capacity), now: Duration::ZERO }
     }
 

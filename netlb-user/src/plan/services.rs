@@ -11,14 +11,13 @@ use netlb_common::frontend::{FrontendKey, FrontendValue};
 use netlb_common::{Addr, Port};
 
 use super::ids::IdPool;
-use super::lists::{ListId, Lists};
+use super::lists::{ListId, Lists, blocks};
 use super::op::MapOp;
 use super::order::Draft;
 use super::pass::Pass;
 use super::shadow::Shadow;
 use crate::compile::{PortTables, ServicePortKey, ServiceTables};
-use crate::model::world::Claim;
-use crate::model::{Family, PortName, Protocol, ServiceName};
+use crate::model::{Claim, Family, PortName, Protocol, ServiceName};
 use crate::store::{Capacity, Tables};
 
 /// Ids, lists and intentions for Services.
@@ -32,10 +31,14 @@ pub(super) struct Services {
     pub(super) ports: BTreeMap<ServicePortKey, PortState>,
     pub(super) by_id: BTreeMap<u32, ServicePortKey>,
     pub(super) backends: BTreeMap<BackendKey, u32>,
-    /// Who holds an address live; and addresses to look at, because somebody let go of them.
+    /// Who holds an address live; and addresses to look at, because somebody let go of them, or the node's have changed.
     pub(super) holders: BTreeMap<Addr, BTreeSet<ServiceName>>,
     pub(super) held_by: BTreeMap<ServiceName, BTreeSet<Addr>>,
-    pub(super) let_go: BTreeSet<Addr>,
+    pub(super) unsettled_addresses: BTreeSet<Addr>,
+    /// Addresses that serve NodePorts; `None`: not known yet, those of a restarted agent stay.
+    pub(super) node_addresses: Option<BTreeSet<Addr>>,
+    /// Of these, those that do not fit.
+    pub(super) short_addresses: BTreeSet<Addr>,
     /// Services to be planned again: their last plan had writes, or did not fit, or had to wait for the source.
     unsettled: BTreeSet<ServiceName>,
     /// Ids of Service ports found at start that no Service has taken up.
@@ -47,8 +50,9 @@ pub(super) struct Services {
 #[derive(Clone, Debug)]
 pub(super) struct PortState {
     pub id: u32,
-    /// The list of the last plan; `None`: empty.
-    pub list: Option<ListId>,
+    /// The lists of the last plan; `None`: empty. Equal lists are one.
+    pub cluster: Option<ListId>,
+    pub local: Option<ListId>,
     pub wanted: bool,
 }
 
@@ -75,6 +79,10 @@ pub(super) enum Shortage {
     /// Of a list of this many backends.
     Slots {
         backends: usize,
+    },
+    SourceRanges {
+        needed: usize,
+        left: usize,
     },
 }
 
@@ -112,7 +120,9 @@ impl Services {
             backends: used.rev().map(|(id, b)| (backend_key(b.service, b), *id)).collect(),
             holders: BTreeMap::new(),
             held_by: BTreeMap::new(),
-            let_go: tables.frontends.keys().filter(|key| key.is_address()).map(|key| key.addr).collect(),
+            unsettled_addresses: tables.frontends.keys().filter(|key| key.is_address()).map(|key| key.addr).collect(),
+            node_addresses: None,
+            short_addresses: BTreeSet::new(),
             unsettled: BTreeSet::new(),
             orphans: ids,
             released: BTreeSet::new(),
@@ -152,8 +162,8 @@ impl Services {
         }
         if wanted.synced {
             self.leave_orphans(&mut pass);
-            self.withdraw_addresses(&mut pass);
         }
+        self.settle_addresses(&mut pass);
         self.free_released(&mut pass);
         let touched = pass.touched;
         self.unsettled.extend(entered.into_iter().filter(|(_, _, c)| touched.contains(c)).map(|(name, _, _)| name));
@@ -165,9 +175,7 @@ impl Services {
         match op {
             MapOp::SetSlots { base, backends } => self.lists.accept(*base, backends),
             MapOp::SetFrontend { key, value } => {
-                if value.count > 0 {
-                    self.lists.link(value.slots);
-                }
+                blocks(value).into_iter().flatten().for_each(|base| self.lists.link(base));
                 self.unlink(shadow.frontends.get(key));
             }
             MapOp::DeleteFrontend { key } => self.unlink(shadow.frontends.get(key)),
@@ -188,8 +196,20 @@ impl Services {
             | MapOp::DeleteEndpointByAddr { .. }
             | MapOp::SetEndpointByIfindex { .. }
             | MapOp::DeleteEndpointByIfindex { .. }
-            | MapOp::ClearBackendFlows { .. } => {}
+            | MapOp::ClearBackendFlows { .. }
+            | MapOp::SetSourceRange { .. }
+            | MapOp::DeleteSourceRange { .. }
+            | MapOp::SetUplink { .. }
+            | MapOp::DeleteUplink { .. }
+            | MapOp::SetClient { .. }
+            | MapOp::DeleteClient { .. } => {}
         }
+    }
+
+    /// These addresses serve NodePorts.
+    pub(super) fn set_node_addresses(&mut self, now: BTreeSet<Addr>) {
+        let before = self.node_addresses.replace(now.clone()).unwrap_or_default();
+        self.unsettled_addresses.extend(before.symmetric_difference(&now));
     }
 
     /// Frees the id of a Service port that nothing wants, and that nothing in the store names.
@@ -237,21 +257,22 @@ impl Services {
     }
 
     fn unlink(&mut self, old: Option<&FrontendValue>) {
-        if let Some(old) = old.filter(|old| old.count > 0) {
-            self.lists.unlink(old.slots);
-        }
+        old.into_iter().flat_map(blocks).flatten().for_each(|base| self.lists.unlink(base));
     }
 
     /// Before the source is whole, a Service just found keeps backends that may only be missing because a file could not be read.
     fn would_lose(&self, shadow: &Shadow, tables: &ServiceTables) -> bool {
         tables.ports.iter().filter(|(key, _)| !self.ports.contains_key(key)).any(|(_, port)| {
-            let lists = port.frontends.iter().filter_map(|claim| {
-                let value = shadow.frontends.get(&frontend_key(claim)).filter(|value| value.count > 0)?;
-                self.lists.at(value.slots).and_then(|list| self.lists.get(list))
-            });
+            let lists = self.restored_lists(shadow, port).into_iter().filter_map(|list| self.lists.get(list));
             let known = |b: &BackendValue| port.backends.contains_key(&(b.addr.to_ip(), b.port.get()));
             lists.flatten().any(|id| shadow.backends.get(id).is_none_or(|b| !known(b)))
         })
+    }
+
+    /// The lists that the frontends of a Service port have in the store.
+    pub(super) fn restored_lists(&self, shadow: &Shadow, port: &PortTables) -> Vec<ListId> {
+        let values = port.frontends.keys().filter_map(|claim| shadow.frontends.get(&frontend_key(claim)));
+        values.flat_map(blocks).flatten().filter_map(|base| self.lists.at(base)).collect()
     }
 
     /// The id a Service port has, or had before a restart: then one of its frontends names it.
@@ -259,7 +280,7 @@ impl Services {
         if let Some(port) = self.ports.get(key) {
             return Some(port.id);
         }
-        let restored = port.frontends.iter().filter_map(|claim| shadow.frontends.get(&frontend_key(claim)));
+        let restored = port.frontends.keys().filter_map(|claim| shadow.frontends.get(&frontend_key(claim)));
         restored.map(|value| value.service).find(|id| self.orphans.contains(id))
     }
 

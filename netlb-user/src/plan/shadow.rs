@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use netlb_common::Addr;
 use netlb_common::backend::{BackendValue, state};
+use netlb_common::client::ClientValue;
 use netlb_common::config::Config;
 use netlb_common::endpoint::EndpointValue;
 use netlb_common::frontend::{FrontendKey, FrontendValue};
+use netlb_common::source_range::SourceRangeKey;
+use netlb_common::uplink::UplinkValue;
 
 use super::op::MapOp;
 use crate::store::Tables;
@@ -20,6 +23,10 @@ pub struct Shadow {
     pub endpoints: BTreeMap<u32, EndpointValue>,
     pub endpoint_by_addr: BTreeMap<Addr, u32>,
     pub endpoint_by_ifindex: BTreeMap<u32, u32>,
+    pub uplinks: BTreeMap<u32, UplinkValue>,
+    pub clients: BTreeMap<u64, ClientValue>,
+    ranges_of: BTreeMap<u32, BTreeSet<SourceRangeKey>>,
+    ranges: usize,
     frontends_of: BTreeMap<u32, BTreeSet<FrontendKey>>,
     backends_of: BTreeMap<u32, BTreeSet<u32>>,
 }
@@ -31,6 +38,8 @@ impl Shadow {
             endpoints: tables.endpoints.clone(),
             endpoint_by_addr: tables.endpoint_by_addr.clone(),
             endpoint_by_ifindex: tables.endpoint_by_ifindex.clone(),
+            uplinks: tables.uplinks.clone(),
+            clients: tables.clients.clone(),
             ..Shadow::default()
         };
         for (id, value) in &tables.backends {
@@ -38,6 +47,9 @@ impl Shadow {
         }
         for (key, value) in &tables.frontends {
             shadow.apply(&MapOp::SetFrontend { key: *key, value: *value });
+        }
+        for key in &tables.source_ranges {
+            shadow.apply(&MapOp::SetSourceRange { key: *key });
         }
         shadow
     }
@@ -83,6 +95,25 @@ impl Shadow {
                     unlink(&mut self.frontends_of, old.service, key);
                 }
             }
+            MapOp::SetSourceRange { key } => {
+                self.ranges += usize::from(self.ranges_of.entry(key.service).or_default().insert(*key));
+            }
+            MapOp::DeleteSourceRange { key } => {
+                self.ranges -= usize::from(self.has_range(key));
+                unlink(&mut self.ranges_of, key.service, key);
+            }
+            MapOp::SetUplink { ifindex, value } => {
+                self.uplinks.insert(*ifindex, *value);
+            }
+            MapOp::DeleteUplink { ifindex } => {
+                self.uplinks.remove(ifindex);
+            }
+            MapOp::SetClient { netns, value } => {
+                self.clients.insert(*netns, *value);
+            }
+            MapOp::DeleteClient { netns } => {
+                self.clients.remove(netns);
+            }
         }
     }
 
@@ -96,14 +127,35 @@ impl Shadow {
         self.backends_of.get(&service).into_iter().flatten().copied()
     }
 
-    /// Whether any frontend or backend names the Service port.
+    /// Source ranges of a Service port.
+    pub fn ranges_of(&self, service: u32) -> impl Iterator<Item = &SourceRangeKey> {
+        self.ranges_of.get(&service).into_iter().flatten()
+    }
+
+    pub fn has_range(&self, key: &SourceRangeKey) -> bool {
+        self.ranges_of.get(&key.service).is_some_and(|ranges| ranges.contains(key))
+    }
+
+    /// Entries of `SOURCE_RANGES`.
+    pub fn ranges(&self) -> usize {
+        self.ranges
+    }
+
+    /// Whether any frontend, backend or source range names the Service port.
     pub fn knows_service(&self, service: u32) -> bool {
-        self.frontends_of.contains_key(&service) || self.backends_of.contains_key(&service)
+        self.frontends_of.contains_key(&service)
+            || self.backends_of.contains_key(&service)
+            || self.ranges_of.contains_key(&service)
     }
 
     /// Ids of all Service ports named anywhere.
     pub fn services(&self) -> BTreeSet<u32> {
-        self.frontends_of.keys().chain(self.backends_of.keys()).copied().collect()
+        self.frontends_of.keys().chain(self.backends_of.keys()).chain(self.ranges_of.keys()).copied().collect()
+    }
+
+    /// What an address entry says: its flags, 0 without one.
+    pub fn address(&self, addr: Addr) -> u32 {
+        self.frontends.get(&FrontendKey::address(addr)).map_or(0, |entry| entry.flags)
     }
 
     /// Port entries at an address.

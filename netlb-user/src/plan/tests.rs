@@ -66,6 +66,12 @@ fn words(plan: &Plan) -> Vec<String> {
         }
         MapOp::DeleteFrontend { key } if key.is_address() => format!("no address {}", key.addr),
         MapOp::DeleteFrontend { key } => format!("no frontend {}", key.addr),
+        MapOp::SetSourceRange { key } => format!("range {}", key.addr),
+        MapOp::DeleteSourceRange { key } => format!("no range {}", key.addr),
+        MapOp::SetUplink { ifindex, value } => format!("uplink {ifindex} {}", value.addr4),
+        MapOp::DeleteUplink { ifindex } => format!("no uplink {ifindex}"),
+        MapOp::SetClient { netns, value } => format!("client {netns} {}", value.addr4),
+        MapOp::DeleteClient { netns } => format!("no client {netns}"),
     };
     plan.ops().map(word).collect()
 }

@@ -8,8 +8,9 @@ use std::net::IpAddr;
 
 use netlb_common::backend::{self, BackendValue, state};
 use netlb_common::endpoint::EndpointValue;
-use netlb_common::frontend::{FrontendKey, FrontendValue};
-use netlb_common::{Addr, proto};
+use netlb_common::frontend::{FrontendKey, FrontendValue, flags, scheduler};
+use netlb_common::source_range::SourceRangeKey;
+use netlb_common::{Addr, proto, uplink};
 
 use super::Tables;
 
@@ -25,20 +26,44 @@ pub fn dump(tables: &Tables) -> String {
     }
     for (key, value) in frontends(tables) {
         if key.is_address() {
-            let _ = writeln!(out, "address {}", key.addr);
+            let _ = writeln!(out, "address {} {}", key.addr, words(ADDRESS, value.flags));
             continue;
         }
         let (at, service) = (frontend(key), labels.service(value.service));
-        let _ = writeln!(out, "frontend {at} service={service} backends={} affinity={}", value.count, value.affinity_s);
-        for (slot, id) in tables.list(value).into_iter().enumerate() {
-            let target = tables.backends.get(&id).map_or_else(|| format!("missing#{id}"), backend_at);
-            let _ = writeln!(out, "slot {at} {slot} {target}");
+        let _ = write!(out, "frontend {at} service={service} backends={} affinity={}", value.count, value.affinity_s);
+        let (inside, outside) = (tables.list(value), tables.outside_list(value));
+        if inside != outside {
+            let _ = write!(out, " outside={}", value.outside_count);
         }
+        if value.flags & flags::SCHEDULER_MASK != 0 {
+            let _ = write!(out, " scheduler={}", scheduler::name(value.flags >> flags::SCHEDULER_SHIFT & 0xf));
+        }
+        if value.flags & !flags::SCHEDULER_MASK != 0 {
+            let _ = write!(out, " flags={}", words(FRONTEND, value.flags));
+        }
+        out.push('\n');
+        let mut list = |word: &str, ids: &[u32]| {
+            for (slot, id) in ids.iter().enumerate() {
+                let target = tables.backends.get(id).map_or_else(|| format!("missing#{id}"), backend_at);
+                let _ = writeln!(out, "{word} {at} {slot} {target}");
+            }
+        };
+        list("slot", &inside);
+        if inside != outside {
+            list("outside-slot", &outside);
+        }
+    }
+    for (service, range) in ranges(tables, &labels) {
+        let _ = writeln!(out, "source-range {service} {range}");
     }
     for (_, value) in backends(tables) {
         let (at, state) = (backend_at(value), backend::state::name(value.state));
         let (service, endpoint) = (labels.service(value.service), labels.endpoint(value.endpoint));
-        let _ = writeln!(out, "backend {at} service={service} state={state} endpoint={endpoint}");
+        let _ = write!(out, "backend {at} service={service} state={state} endpoint={endpoint}");
+        if value.flags != 0 {
+            let _ = write!(out, " flags={}", words(BACKEND, value.flags));
+        }
+        out.push('\n');
     }
     for (id, value) in endpoints(tables) {
         let (pod, host) = macs(value);
@@ -53,7 +78,59 @@ pub fn dump(tables: &Tables) -> String {
     for (ifindex, id) in &tables.endpoint_by_ifindex {
         let _ = writeln!(out, "endpoint-by-ifindex {ifindex} {}", labels.endpoint(*id));
     }
+    for (ifindex, value) in &tables.uplinks {
+        let (v4, v6) = (known(value.addr4), known(value.addr6));
+        let _ = write!(out, "uplink {ifindex} v4={v4} v6={v6} mtu={}", value.mtu);
+        if value.flags != 0 {
+            let _ = write!(out, " flags={}", words(UPLINK, value.flags));
+        }
+        out.push('\n');
+    }
+    for (netns, value) in &tables.clients {
+        let _ = writeln!(out, "client {netns:#x} v4={} v6={}", known(value.addr4), known(value.addr6));
+    }
     out
+}
+
+const ADDRESS: &[(u32, &str)] = &[(flags::VIP, "vip"), (flags::NODE, "node")];
+const FRONTEND: &[(u32, &str)] = &[
+    (flags::EXTERNAL, "external"),
+    (flags::LOAD_BALANCER, "load-balancer"),
+    (flags::KEEP_CLIENT, "keep-client"),
+    (flags::INSIDE_LOCAL, "inside-local"),
+    (flags::OUTSIDE_LOCAL, "outside-local"),
+    (flags::DROP_INSIDE, "drop-inside"),
+    (flags::DROP_OUTSIDE, "drop-outside"),
+    (flags::SOURCE_RANGES, "source-ranges"),
+];
+const BACKEND: &[(u32, &str)] = &[
+    (backend::flags::ON_NODE, "on-node"),
+    (backend::flags::CLUSTER_LIST, "cluster-list"),
+    (backend::flags::LOCAL_LIST, "local-list"),
+];
+const UPLINK: &[(u32, &str)] = &[(uplink::flags::POD_SOURCE, "pod-source")];
+
+/// Flags in words; bits without one as a number.
+fn words(names: &[(u32, &str)], bits: u32) -> String {
+    let bits = bits & !flags::SCHEDULER_MASK;
+    let set = names.iter().filter(|(bit, _)| bits & bit != 0);
+    let left = set.clone().fold(bits, |bits, (bit, _)| bits & !bit);
+    let mut words: Vec<String> = set.map(|(_, name)| (*name).to_owned()).collect();
+    words.extend((left != 0).then(|| format!("{left:#x}")));
+    words.join(",")
+}
+
+fn known(addr: Addr) -> String {
+    if addr == Addr::UNSPECIFIED { "none".to_owned() } else { addr.to_string() }
+}
+
+/// Source ranges by the labels of their Service ports.
+fn ranges(tables: &Tables, labels: &Labels) -> Vec<(String, String)> {
+    let mut all: Vec<_> = tables.source_ranges.iter().collect();
+    all.sort_by_key(|key| (labels.services.get(&key.service).copied(), key.addr.to_ip(), key.prefix));
+    let skipped = |addr: Addr| if addr.is_v4() { 32 + 96 } else { 32 };
+    let text = |key: &&SourceRangeKey| format!("{}/{}", key.addr, key.prefix.saturating_sub(skipped(key.addr)));
+    all.iter().map(|key| (labels.service(key.service), text(key))).collect()
 }
 
 /// New numbers for ids, given in an order that follows from the content.
@@ -117,6 +194,10 @@ fn endpoints(tables: &Tables) -> Vec<(&u32, &EndpointValue)> {
 }
 
 fn frontend(key: &FrontendKey) -> String {
+    if key.is_node_port() {
+        let family = if key.addr.is_v4() { "ipv4" } else { "ipv6" };
+        return format!("nodeport-{family}:{}/{}", key.port().get(), proto::name(key.proto()));
+    }
     socket(key.addr, key.port().get(), key.proto())
 }
 

@@ -5,10 +5,13 @@ use std::io;
 use bytemuck::{Pod, Zeroable as _};
 use netlb_common::Addr;
 use netlb_common::backend::BackendValue;
+use netlb_common::client::ClientValue;
 use netlb_common::config::Config;
 use netlb_common::endpoint::EndpointValue;
 use netlb_common::frontend::{FrontendKey, FrontendValue};
 use netlb_common::maps::name;
+use netlb_common::source_range::SourceRangeKey;
+use netlb_common::uplink::UplinkValue;
 
 use super::{Capacity, MapStore, StoreError, Tables};
 use crate::bpf::pins::Pins;
@@ -22,9 +25,13 @@ pub struct KernelStore {
     slots: Table<u32, u32>,
     backends: Table<u32, BackendValue>,
     backend_flows: Table<u32, u64>,
+    backend_load: Table<u32, u32>,
     endpoints: Table<u32, EndpointValue>,
     endpoint_by_addr: Table<Addr, u32>,
     endpoint_by_ifindex: Table<u32, u32>,
+    source_ranges: Table<SourceRangeKey, u32>,
+    uplinks: Table<u32, UplinkValue>,
+    clients: Table<u64, ClientValue>,
 }
 
 impl KernelStore {
@@ -39,9 +46,13 @@ impl KernelStore {
             slots: Table::open(pins, name::SLOTS)?,
             backends: Table::open(pins, name::BACKENDS)?,
             backend_flows: Table::open(pins, name::BACKEND_FLOWS)?,
+            backend_load: Table::open(pins, name::BACKEND_LOAD)?,
             endpoints: Table::open(pins, name::ENDPOINTS)?,
             endpoint_by_addr: Table::open(pins, name::ENDPOINT_BY_ADDR)?,
             endpoint_by_ifindex: Table::open(pins, name::ENDPOINT_BY_IFINDEX)?,
+            source_ranges: Table::open(pins, name::SOURCE_RANGES)?,
+            uplinks: Table::open(pins, name::UPLINKS)?,
+            clients: Table::open(pins, name::CLIENTS)?,
         })
     }
 
@@ -65,7 +76,8 @@ impl MapStore for KernelStore {
             MapOp::SetEndpointByIfindex { ifindex, id } => put(&self.endpoint_by_ifindex, ifindex, id),
             MapOp::DeleteEndpointByIfindex { ifindex } => delete(&self.endpoint_by_ifindex, ifindex),
             MapOp::ClearBackendFlows { id } => {
-                self.backend_flows.clear(*id).map_err(|e| refused(name::BACKEND_FLOWS, &e))
+                self.backend_flows.clear(*id).map_err(|e| refused(name::BACKEND_FLOWS, &e))?;
+                put(&self.backend_load, id, &0)
             }
             MapOp::SetBackend { id, value } => put(&self.backends, id, value),
             MapOp::SetSlots { base, backends } => {
@@ -73,6 +85,13 @@ impl MapStore for KernelStore {
             }
             MapOp::SetFrontend { key, value } => put(&self.frontends, key, value),
             MapOp::DeleteFrontend { key } => delete(&self.frontends, key),
+            // The value means nothing: what is there is allowed.
+            MapOp::SetSourceRange { key } => put(&self.source_ranges, key, &1),
+            MapOp::DeleteSourceRange { key } => delete(&self.source_ranges, key),
+            MapOp::SetUplink { ifindex, value } => put(&self.uplinks, ifindex, value),
+            MapOp::DeleteUplink { ifindex } => delete(&self.uplinks, ifindex),
+            MapOp::SetClient { netns, value } => put(&self.clients, netns, value),
+            MapOp::DeleteClient { netns } => delete(&self.clients, netns),
         }
     }
 
@@ -86,6 +105,9 @@ impl MapStore for KernelStore {
             endpoints: used(&self.endpoints)?.collect(),
             endpoint_by_addr: all(&self.endpoint_by_addr)?.into_iter().collect(),
             endpoint_by_ifindex: all(&self.endpoint_by_ifindex)?.into_iter().collect(),
+            source_ranges: all(&self.source_ranges)?.into_iter().map(|(key, _)| key).collect(),
+            uplinks: all(&self.uplinks)?.into_iter().collect(),
+            clients: all(&self.clients)?.into_iter().collect(),
         })
     }
 
@@ -96,6 +118,9 @@ impl MapStore for KernelStore {
             backends: self.backends.capacity(),
             endpoints: self.endpoints.capacity(),
             endpoint_addrs: self.endpoint_by_addr.capacity(),
+            source_ranges: self.source_ranges.capacity(),
+            uplinks: self.uplinks.capacity(),
+            clients: self.clients.capacity(),
         }
     }
 }

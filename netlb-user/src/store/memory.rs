@@ -68,6 +68,28 @@ impl MapStore for MemoryStore {
             MapOp::DeleteFrontend { key } => {
                 t.frontends.remove(key);
             }
+            MapOp::SetSourceRange { key } => {
+                let known = t.source_ranges.contains(key);
+                room(name::SOURCE_RANGES, t.source_ranges.len(), known, capacity.source_ranges)?;
+                t.source_ranges.insert(*key);
+            }
+            MapOp::DeleteSourceRange { key } => {
+                t.source_ranges.remove(key);
+            }
+            MapOp::SetUplink { ifindex, value } => {
+                room(name::UPLINKS, t.uplinks.len(), t.uplinks.contains_key(ifindex), capacity.uplinks)?;
+                t.uplinks.insert(*ifindex, *value);
+            }
+            MapOp::DeleteUplink { ifindex } => {
+                t.uplinks.remove(ifindex);
+            }
+            MapOp::SetClient { netns, value } => {
+                room(name::CLIENTS, t.clients.len(), t.clients.contains_key(netns), capacity.clients)?;
+                t.clients.insert(*netns, *value);
+            }
+            MapOp::DeleteClient { netns } => {
+                t.clients.remove(netns);
+            }
         }
         Ok(())
     }

@@ -1,12 +1,15 @@
 //! Where the tables live: the kernel's maps, or memory for tests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use netlb_common::Addr;
 use netlb_common::backend::BackendValue;
+use netlb_common::client::ClientValue;
 use netlb_common::config::Config;
 use netlb_common::endpoint::EndpointValue;
 use netlb_common::frontend::{FrontendKey, FrontendValue};
+use netlb_common::source_range::SourceRangeKey;
+use netlb_common::uplink::UplinkValue;
 
 use crate::plan::MapOp;
 
@@ -58,12 +61,26 @@ pub struct Tables {
     pub endpoints: BTreeMap<u32, EndpointValue>,
     pub endpoint_by_addr: BTreeMap<Addr, u32>,
     pub endpoint_by_ifindex: BTreeMap<u32, u32>,
+    pub source_ranges: BTreeSet<SourceRangeKey>,
+    /// By interface index.
+    pub uplinks: BTreeMap<u32, UplinkValue>,
+    /// By the cookie of a network namespace.
+    pub clients: BTreeMap<u64, ClientValue>,
 }
 
 impl Tables {
-    /// The backend ids a frontend sends new flows to, in slot order. Missing slots read 0.
+    /// The backend ids a frontend sends new flows of clients inside to, in slot order. Missing slots read 0.
     pub fn list(&self, frontend: &FrontendValue) -> Vec<u32> {
-        (0..frontend.count).map(|i| self.slots.get(&frontend.slots.wrapping_add(i)).copied().unwrap_or(0)).collect()
+        self.block(frontend.slots, frontend.count)
+    }
+
+    /// The same for clients outside.
+    pub fn outside_list(&self, frontend: &FrontendValue) -> Vec<u32> {
+        self.block(frontend.outside_slots, frontend.outside_count)
+    }
+
+    fn block(&self, base: u32, count: u32) -> Vec<u32> {
+        (0..count).map(|i| self.slots.get(&base.wrapping_add(i)).copied().unwrap_or(0)).collect()
     }
 }
 
@@ -75,6 +92,9 @@ pub struct Capacity {
     pub backends: u32,
     pub endpoints: u32,
     pub endpoint_addrs: u32,
+    pub source_ranges: u32,
+    pub uplinks: u32,
+    pub clients: u32,
 }
 
 impl Default for Capacity {
@@ -86,6 +106,9 @@ impl Default for Capacity {
             backends: capacity::BACKENDS,
             endpoints: capacity::ENDPOINTS,
             endpoint_addrs: capacity::ENDPOINTS * 4,
+            source_ranges: capacity::SOURCE_RANGES,
+            uplinks: capacity::UPLINKS,
+            clients: capacity::CLIENTS,
         }
     }
 }
