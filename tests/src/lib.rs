@@ -15,6 +15,8 @@
 //! - [`capture`]: frames as they arrive, checksums recomputed.
 //! - [`kernel_objects`]: programs, links and maps as the kernel lists them.
 //! - [`traffic`]: the table of cases.
+//!
+//! - [`truth`]: kube-proxy's tables of packet flows, through the loaded programs and real sockets.
 
 pub mod bulk;
 pub mod capture;
@@ -33,4 +35,5 @@ pub mod random;
 pub mod rig;
 pub mod sockets;
 pub mod traffic;
+pub mod truth;
 pub mod world;

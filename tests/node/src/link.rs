@@ -9,6 +9,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -172,6 +173,23 @@ impl Links {
         }
         self.create(RouteNetlinkMessage::NewRoute(message))
             .with_context(|| format!("cannot add a route to {destination}/{prefix_len} over {device}"))
+    }
+
+    /// Says for good which hardware address an address has behind a device: nobody has to answer for it.
+    ///
+    /// # Errors
+    /// When the device does not exist, or the address is known already.
+    pub fn add_neighbour(&mut self, name: &str, address: IpAddr, mac: Mac) -> Result<()> {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family(address);
+        message.header.ifindex = self.index(name)?;
+        message.header.state = NeighbourState::Permanent;
+        message.attributes = vec![
+            NeighbourAttribute::Destination(NeighbourAddress::from(address)),
+            NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+        ];
+        self.create(RouteNetlinkMessage::NewNeighbour(message))
+            .with_context(|| format!("cannot make {address} a neighbour behind {name}"))
     }
 
     /// A device's index.

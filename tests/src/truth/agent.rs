@@ -1,0 +1,106 @@
+//! netlb without its process: objects through the source folder, the compiler and the plan into the machine's maps.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, ensure};
+use netlb_user::bpf::sys;
+use netlb_user::k8s::{Folder, Snapshot};
+use netlb_user::model::PodDevice;
+use netlb_user::plan::{Controller, NodeConfig};
+use netlb_user::store::{KernelStore, MapStore, Tables};
+use serde_json::Value;
+
+use super::document::{Document, Step};
+use super::machine::Machine;
+use super::settings::Setting;
+use super::site::{MTU, Site};
+
+/// Everything between a folder of objects and the maps.
+pub struct Agent {
+    source: tempfile::TempDir,
+    folder: Folder,
+    known: Snapshot,
+    devices: BTreeMap<u32, PodDevice>,
+    controller: Controller,
+    store: KernelStore,
+    now: Duration,
+}
+
+impl Agent {
+    /// Starts over empty maps. Call it on a thread in the node's network namespace.
+    ///
+    /// # Errors
+    /// If the maps cannot be emptied.
+    pub fn start(machine: &Machine, site: &Site, document: &Document, setting: Setting) -> Result<Self> {
+        let store = machine.wipe()?;
+        let source = tempfile::tempdir()?;
+        for object in &document.objects {
+            write(&source, object)?;
+        }
+        let mut controller = Controller::new(&Tables::default(), store.capacity());
+        controller.set_node(NodeConfig {
+            netns_cookie: sys::netns_cookie()?,
+            hz: machine.hz,
+            flags: setting.flags(document),
+            seed: 0x7274,
+        });
+        let devices = site.pods.iter().map(|(address, device)| {
+            let device = PodDevice {
+                ifindex: device.ifindex,
+                name: device.name.clone(),
+                mtu: MTU,
+                bridge: 0,
+                pod_mac: device.far_mac,
+                host_mac: device.mac,
+                addrs: [*address].into(),
+            };
+            (device.ifindex, device)
+        });
+        Ok(Agent {
+            folder: Folder::new(source.path()),
+            source,
+            known: Snapshot::default(),
+            devices: devices.collect(),
+            controller,
+            store,
+            now: Duration::ZERO,
+        })
+    }
+
+    /// Makes the cluster what a step says, and brings the maps there. Answers with what netlb has to say of the objects.
+    ///
+    /// # Errors
+    /// If a write fails.
+    pub fn show(&mut self, document: &Document, step: &Step) -> Result<Vec<String>> {
+        for entry in fs::read_dir(self.source.path())? {
+            fs::remove_file(entry?.path())?;
+        }
+        for object in document.objects.iter().chain(&step.objects) {
+            write(&self.source, object)?;
+        }
+        let snapshot = self.folder.read()?;
+        let mut changes = Some(snapshot.changes_since(&self.known));
+        self.known = snapshot;
+        // Longer than every grace.
+        self.now += Duration::from_secs(60);
+        for _ in 0..8 {
+            let plan = self.controller.update(changes.take().unwrap_or_default(), Some(&self.devices), self.now);
+            if plan.is_empty() {
+                let problems = self.known.problems.iter().cloned().chain(self.controller.problems());
+                return Ok(problems.map(|problem| problem.to_string()).collect());
+            }
+            let applied = self.controller.apply(&plan, &mut self.store);
+            ensure!(applied.failed.is_empty(), "writes failed: {:?}", applied.failed);
+        }
+        Err(anyhow!("netlb does not come to rest"))
+    }
+}
+
+/// Writes an object into the source folder, under its kind and name.
+fn write(source: &tempfile::TempDir, object: &Value) -> Result<()> {
+    let part = |pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let name = format!("{}-{}-{}.yaml", part("/kind"), part("/metadata/namespace"), part("/metadata/name"));
+    Ok(fs::write(source.path().join(name), serde_norway::to_string(object)?)?)
+}
