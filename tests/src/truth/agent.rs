@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::IpAddr;
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
+use ipnet::IpNet;
 use netlb_user::bpf::sys;
+use netlb_user::devices::node_addresses::NodePortAddresses;
 use netlb_user::k8s::{Folder, Snapshot};
-use netlb_user::model::PodDevice;
+use netlb_user::model::{HostState, NodeName, PodDevice, Uplink};
 use netlb_user::plan::{Controller, NodeConfig};
 use netlb_user::store::{KernelStore, MapStore, Tables};
 use serde_json::Value;
@@ -16,6 +20,9 @@ use super::document::{Document, Step};
 use super::machine::Machine;
 use super::settings::Setting;
 use super::site::{MTU, Site};
+
+/// Source ports of masqueraded flows: clear of those that clients of rows use.
+const SNAT_PORTS: Range<u32> = 61_000..65_536;
 
 /// Everything between a folder of objects and the maps.
 pub struct Agent {
@@ -40,12 +47,21 @@ impl Agent {
             write(&source, object)?;
         }
         let mut controller = Controller::new(&Tables::default(), store.capacity());
+        controller.set_node_name(Some(NodeName::new(&document.config.node_name)));
+        let primary = document.primary();
         controller.set_node(NodeConfig {
             netns_cookie: sys::netns_cookie()?,
             hz: machine.hz,
             flags: setting.flags(document),
             seed: 0x7274,
+            node4: primary.v4,
+            node6: primary.v6,
+            snat_first: SNAT_PORTS.start,
+            snat_count: SNAT_PORTS.end - SNAT_PORTS.start,
+            pods: setting.pods(document),
+            pod_cidrs: setting.pod_cidr(document).into_iter().collect(),
         });
+        controller.set_host(&host_state(site, document)?);
         let devices = site.pods.iter().map(|(address, device)| {
             let device = PodDevice {
                 ifindex: device.ifindex,
@@ -96,6 +112,26 @@ impl Agent {
         }
         Err(anyhow!("netlb does not come to rest"))
     }
+}
+
+/// What the agent would find out about the node.
+fn host_state(site: &Site, document: &Document) -> Result<HostState> {
+    let primary = document.primary();
+    let wish = NodePortAddresses::parse(&document.config.node_port_addresses)
+        .map_err(|word| anyhow!("{word:?} is no NodePort address"))?;
+    let own = document.config.node_addresses.iter().map(IpNet::addr).collect();
+    let uplink = Uplink {
+        name: site.uplink.name.clone(),
+        v4: document.node_addresses().map(|net| net.addr()).find(IpAddr::is_ipv4),
+        v6: document.node_addresses().map(|net| net.addr()).find(IpAddr::is_ipv6),
+        mtu: MTU,
+        pod_source: false,
+    };
+    Ok(HostState {
+        node_port_addresses: wish.served(&own, primary),
+        uplinks: [(site.uplink.ifindex, uplink)].into(),
+        clients: BTreeMap::new(),
+    })
 }
 
 /// Writes an object into the source folder, under its kind and name.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
+use netlb_user::model::PodAddresses;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
@@ -172,6 +173,15 @@ impl Document {
     /// The node's addresses, without loopback.
     pub fn node_addresses(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.config.node_addresses.iter().copied().filter(|net| !net.addr().is_loopback())
+    }
+
+    /// The node's own address of each family, as its Node object has it.
+    pub fn primary(&self) -> PodAddresses {
+        let node = self.objects.iter().find(|object| object["kind"] == "Node");
+        let addresses = node.into_iter().flat_map(|node| list(&node["status"]["addresses"]));
+        let addresses: Vec<IpAddr> = addresses.filter_map(|entry| entry["address"].as_str()?.parse().ok()).collect();
+        let first = |is: fn(&IpAddr) -> bool| addresses.iter().copied().find(is);
+        PodAddresses { v4: first(IpAddr::is_ipv4), v6: first(IpAddr::is_ipv6) }
     }
 
     pub fn is_node(&self, address: IpAddr) -> bool {

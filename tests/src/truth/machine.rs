@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use bytemuck::{Pod, Zeroable};
 use netlb_common::affinity::{AffinityKey, AffinityValue};
 use netlb_common::conntrack::{CtKey, CtValue};
 use netlb_common::maps::{name, program};
@@ -101,10 +102,11 @@ impl Machine {
         ops.extend(tables.frontends.into_keys().map(|key| MapOp::DeleteFrontend { key }));
         ops.extend(tables.endpoint_by_addr.into_keys().map(|addr| MapOp::DeleteEndpointByAddr { addr }));
         ops.extend(tables.endpoint_by_ifindex.into_keys().map(|ifindex| MapOp::DeleteEndpointByIfindex { ifindex }));
-        let zero = bytemuck::Zeroable::zeroed;
-        ops.extend(tables.backends.into_keys().map(|id| MapOp::SetBackend { id, value: zero() }));
-        let zero = bytemuck::Zeroable::zeroed;
-        ops.extend(tables.endpoints.into_keys().map(|id| MapOp::SetEndpoint { id, value: zero() }));
+        ops.extend(tables.source_ranges.into_iter().map(|key| MapOp::DeleteSourceRange { key }));
+        ops.extend(tables.uplinks.into_keys().map(|ifindex| MapOp::DeleteUplink { ifindex }));
+        ops.extend(tables.clients.into_keys().map(|netns| MapOp::DeleteClient { netns }));
+        ops.extend(tables.backends.into_keys().map(|id| MapOp::SetBackend { id, value: Zeroable::zeroed() }));
+        ops.extend(tables.endpoints.into_keys().map(|id| MapOp::SetEndpoint { id, value: Zeroable::zeroed() }));
         ops.iter().try_for_each(|op| store.apply(op))?;
         forget::<CtKey, CtValue>(&self.pins, name::CT)?;
         forget::<CtKey, CtValue>(&self.pins, name::CT_NEW)?;
@@ -115,7 +117,7 @@ impl Machine {
 }
 
 /// Deletes every entry of a hash.
-fn forget<K: bytemuck::Pod, V: bytemuck::Pod>(pins: &Pins, name: &'static str) -> Result<()> {
+fn forget<K: Pod, V: Pod>(pins: &Pins, name: &'static str) -> Result<()> {
     let table = Table::<K, V>::open(pins, name)?;
     for (key, _) in table.entries()? {
         table.delete(&key)?;

@@ -1,8 +1,9 @@
 //! How netlb is set when it meets the tables.
 
-use netlb_common::config::flags;
+use netlb_common::config::{flags, pods};
+use netlb_user::model::Cidr;
 
-use super::document::Document;
+use super::document::{Detector, Document};
 
 /// A way to run netlb.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,5 +40,22 @@ impl Setting {
             (document.config.masquerade_all, flags::MASQUERADE_ALL),
         ];
         given.into_iter().filter(|(on, _)| *on).fold(0, |all, (_, flag)| all | flag)
+    }
+
+    /// `CONFIG`'s way to tell pods from others. By default pods are known by their devices; that there is no detector stays.
+    pub fn pods(self, document: &Document) -> u32 {
+        match document.config.local_detector {
+            Detector::None => pods::NONE,
+            Detector::ClusterCidr(_) if self.kube_proxy => pods::CIDRS,
+            Detector::ClusterCidr(_) => pods::KNOWN,
+        }
+    }
+
+    /// The range that goes with `pods::CIDRS`.
+    pub fn pod_cidr(self, document: &Document) -> Option<Cidr> {
+        match document.config.local_detector {
+            Detector::ClusterCidr(net) if self.kube_proxy => Some(Cidr { addr: net.network(), len: net.prefix_len() }),
+            Detector::ClusterCidr(_) | Detector::None => None,
+        }
     }
 }
