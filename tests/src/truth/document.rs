@@ -152,8 +152,17 @@ pub fn load(folder: &Path) -> Result<Vec<Document>> {
 }
 
 fn read(path: &Path) -> Result<Document> {
-    let mut document: Document = serde_norway::from_str(&fs::read_to_string(path)?)?;
+    let mut document = parse(&fs::read_to_string(path)?)?;
     document.name = path.file_stem().and_then(|stem| stem.to_str()).context("a document has a name")?.to_owned();
+    Ok(document)
+}
+
+/// A document from its text, without a name.
+///
+/// # Errors
+/// If it cannot be understood, or says what cannot be.
+pub fn parse(text: &str) -> Result<Document> {
+    let document: Document = serde_norway::from_str(text)?;
     ensure!(!document.steps.is_empty(), "no steps");
     for packet in document.steps.iter().flat_map(|step| &step.packets) {
         let families = packet.from.is_ipv4() == packet.to.is_ipv4();
@@ -184,8 +193,9 @@ impl Document {
         PodAddresses { v4: first(IpAddr::is_ipv4), v6: first(IpAddr::is_ipv6) }
     }
 
+    /// Whether an address is this node's own.
     pub fn is_node(&self, address: IpAddr) -> bool {
-        self.node_addresses().any(|net| net.addr() == address)
+        address.is_loopback() || self.node_addresses().any(|net| net.addr() == address)
     }
 
     /// Where packets with this source come from.

@@ -93,3 +93,121 @@ fn is_client(document: &Document, packet: &Packet, from: SocketAddr) -> bool {
         Origin::Pod | Origin::Outside => from.ip() == packet.from,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::truth::document;
+
+    const NODE: &str = "192.168.0.2";
+    const CLIENT: &str = "10.0.0.2";
+    const HERE: &str = "10.0.1.1:80";
+    const ELSEWHERE: &str = "10.0.2.1:80";
+    const VIP: &str = "172.30.0.1:80";
+
+    /// A row with the two backends [`HERE`] and [`ELSEWHERE`].
+    fn document(from: &str, expect: &str) -> Document {
+        let text = format!(
+            "source: {{file: f, test: t}}
+config:
+  nodeName: here
+  nodeAddresses: [{NODE}/24]
+  nodePortAddresses: []
+  pods: [10.0.0.0/8]
+  localDetector: 10.0.0.0/8
+  masqueradeAll: false
+objects: []
+steps:
+- line: 1
+  objects:
+  - kind: EndpointSlice
+    ports: [{{port: 80}}]
+    endpoints: [{{addresses: [10.0.1.1], nodeName: here}}, {{addresses: [10.0.2.1]}}]
+  packets: [{{line: 1, name: n, from: {from}, to: '{VIP}', protocol: TCP, {expect}}}]
+"
+        );
+        document::parse(&text).expect("a good document")
+    }
+
+    fn both(masquerade: bool) -> String {
+        format!("expect: ['{HERE}', '{ELSEWHERE}'], masquerade: {masquerade}")
+    }
+
+    fn goes(from: &str, to: &str) -> Fate {
+        Fate::Goes { from: SocketAddr::new(from.parse().expect("an address"), 1), to: to.parse().expect("an address") }
+    }
+
+    fn judge_all(document: &Document, kube_proxy: bool, fates: &[Fate]) -> Option<Judgement> {
+        let step = &document.steps[0];
+        judge(document, step, &step.packets[0], Setting { kube_proxy, redirect: false }, fates).ok()
+    }
+
+    #[test]
+    fn every_backend_must_be_reached_and_no_other() {
+        let document = document(CLIENT, &both(false));
+        let (here, elsewhere) = (goes(CLIENT, HERE), goes(CLIENT, ELSEWHERE));
+        assert_eq!(judge_all(&document, true, &[here, elsewhere]), Some(Judgement::AsKubeProxy));
+        for wrong in [goes(CLIENT, VIP), goes(CLIENT, "10.0.1.1:81"), Fate::Refused, Fate::Dropped] {
+            assert_eq!(judge_all(&document, true, &[here, elsewhere, wrong]), None, "{wrong:?}");
+        }
+        assert_eq!(judge_all(&document, true, &[here, here]), None);
+        let mut unfair = vec![here; 80];
+        unfair.push(elsewhere);
+        assert_eq!(judge_all(&document, true, &unfair), None);
+    }
+
+    #[test]
+    fn masquerade_is_as_the_row_says() {
+        let plain = [goes(CLIENT, HERE), goes(CLIENT, ELSEWHERE)];
+        let masqueraded = [goes(NODE, HERE), goes(NODE, ELSEWHERE)];
+        let mixed = [goes(CLIENT, HERE), goes(NODE, ELSEWHERE)];
+        for kube_proxy in [true, false] {
+            let document = document(CLIENT, &both(false));
+            assert_eq!(judge_all(&document, kube_proxy, &plain), Some(Judgement::AsKubeProxy));
+            assert_eq!(judge_all(&document, kube_proxy, &masqueraded), None);
+            assert_eq!(judge_all(&document, kube_proxy, &mixed), None);
+        }
+        let document = document(CLIENT, &both(true));
+        assert_eq!(judge_all(&document, true, &masqueraded), Some(Judgement::AsKubeProxy));
+        assert_eq!(judge_all(&document, true, &plain), None);
+        assert_eq!(judge_all(&document, true, &mixed), None);
+        // By default the backend here, and only that, sees the client.
+        assert_eq!(judge_all(&document, false, &mixed), Some(Judgement::KeptClient));
+        assert_eq!(judge_all(&document, false, &plain), None);
+        assert_eq!(judge_all(&document, false, &masqueraded), None);
+    }
+
+    #[test]
+    fn a_client_that_is_its_backend_is_masqueraded_whatever_the_row_says() {
+        let document = document("10.0.1.1", &both(false));
+        for source in ["172.30.0.1", NODE] {
+            let fates = [goes(source, HERE), goes("10.0.1.1", ELSEWHERE)];
+            assert_eq!(judge_all(&document, false, &fates), Some(Judgement::AsKubeProxy), "{source}");
+        }
+        assert_eq!(judge_all(&document, false, &[goes("10.0.1.1", HERE), goes("10.0.1.1", ELSEWHERE)]), None);
+    }
+
+    #[test]
+    fn sockets_of_the_node_are_seen_under_an_address_of_the_node() {
+        for masquerade in [true, false] {
+            let document = document(NODE, &both(masquerade));
+            let good = [goes(NODE, HERE), goes(NODE, ELSEWHERE)];
+            assert_eq!(judge_all(&document, false, &good), Some(Judgement::AsKubeProxy));
+            assert_eq!(judge_all(&document, true, &[goes(NODE, HERE), goes(CLIENT, ELSEWHERE)]), None);
+        }
+    }
+
+    #[test]
+    fn verdicts_are_told_apart() {
+        let unchanged = goes(CLIENT, VIP);
+        let all = [("REJECT", Fate::Refused), ("DROP", Fate::Dropped), ("NONE", unchanged)];
+        for (verdict, _) in all {
+            let document = document(CLIENT, &format!("expect: {verdict}"));
+            for (other, fate) in all {
+                assert_eq!(judge_all(&document, true, &[fate]).is_some(), verdict == other, "{verdict}, {fate:?}");
+                assert_eq!(judge_all(&document, true, &[fate, goes(CLIENT, HERE)]), None);
+            }
+            assert_eq!(judge_all(&document, true, &[goes(NODE, VIP)]), None, "a changed source is a change");
+        }
+    }
+}
