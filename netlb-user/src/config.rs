@@ -1,5 +1,6 @@
 //! What the agent was asked to do: flags and a file of the same names, put together and checked once.
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -8,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::delivery::Mode;
 use crate::devices::node_addresses::NodePortAddresses;
+use crate::health;
 use crate::runtime::mounts;
 
 /// Where pins are if nobody says otherwise.
@@ -62,6 +64,10 @@ pub struct Settings {
     #[arg(long, value_enum, value_name = "MODE")]
     pub delivery: Option<Mode>,
 
+    /// Where /healthz and /livez answer: ADDRESS, ADDRESS:PORT or none [default: 0.0.0.0:10256]
+    #[arg(long, value_name = "ADDRESS")]
+    pub healthz_bind_address: Option<String>,
+
     /// Load and fill the maps, attach no program
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub detached: Option<bool>,
@@ -112,6 +118,8 @@ pub struct Config {
     /// Socket hooks act on pods' sockets too.
     pub socket_accel: bool,
     pub delivery: Mode,
+    /// Where `/healthz` and `/livez` answer.
+    pub healthz: Option<SocketAddr>,
     pub detached: bool,
     pub max_services: u32,
     pub max_backends: u32,
@@ -135,6 +143,8 @@ pub enum ConfigError {
         "--nodeport-addresses {word} is no range of addresses; use ranges like 10.0.0.0/8 (one address: 10.0.0.7/32), primary or localhost"
     )]
     NodePortAddress { word: String },
+    #[error("--healthz-bind-address {value} is no address; write one like 0.0.0.0:10256 or [::1]:10256, or none")]
+    NoHealthzAddress { value: String },
     #[error("--{flag} {value} is out of range; use 1 to {MOST_ENTRIES}")]
     OutOfRange { flag: &'static str, value: u32 },
     #[error(
@@ -177,6 +187,7 @@ impl Settings {
             nodeport_addresses: self.nodeport_addresses.or(below.nodeport_addresses),
             accel: self.accel.or(below.accel),
             delivery: self.delivery.or(below.delivery),
+            healthz_bind_address: self.healthz_bind_address.or(below.healthz_bind_address),
             detached: self.detached.or(below.detached),
             log_level: self.log_level.or(below.log_level),
             max_services: self.max_services.or(below.max_services),
@@ -224,11 +235,24 @@ impl Settings {
                 .map_err(|word| ConfigError::NodePortAddress { word })?,
             socket_accel,
             delivery: self.delivery.unwrap_or_default(),
+            healthz: healthz_address(self.healthz_bind_address.as_deref())?,
             detached: self.detached.unwrap_or(false),
             max_services: entries("max-services", self.max_services, capacity::FRONTENDS)?,
             max_backends: entries("max-backends", self.max_backends, capacity::BACKENDS)?,
             max_conntrack: entries("max-conntrack", self.max_conntrack, capacity::CT)?,
         })
+    }
+}
+
+fn healthz_address(value: Option<&str>) -> Result<Option<SocketAddr>, ConfigError> {
+    match value {
+        None => Ok(Some(SocketAddr::from(([0, 0, 0, 0], health::PORT)))),
+        Some("" | "none") => Ok(None),
+        Some(value) => {
+            let bare = || value.parse().ok().map(|addr: IpAddr| SocketAddr::new(addr, health::PORT));
+            let address = value.parse().ok().or_else(bare);
+            address.map(Some).ok_or_else(|| ConfigError::NoHealthzAddress { value: value.to_owned() })
+        }
     }
 }
 
@@ -264,6 +288,23 @@ mod tests {
         assert!(error.contains("max-servces") && error.contains("line 2"), "{error}");
         let error = Settings::parse("max-services: many\n").expect_err("not a number");
         assert!(error.contains("max-services") && error.contains("line 1"), "{error}");
+    }
+
+    #[test]
+    fn the_health_ports_address() {
+        let of = |text: Option<&str>| healthz_address(text).map(|at| at.map(|at| at.to_string()));
+        assert_eq!(of(None).expect("the default"), Some("0.0.0.0:10256".to_owned()));
+        for (text, want) in [
+            ("127.0.0.1", Some("127.0.0.1:10256")),
+            ("127.0.0.1:80", Some("127.0.0.1:80")),
+            ("::", Some("[::]:10256")),
+            ("[::1]:81", Some("[::1]:81")),
+            ("none", None),
+            ("", None),
+        ] {
+            assert_eq!(of(Some(text)).expect(text).as_deref(), want, "{text}");
+        }
+        assert!(of(Some("localhost:80")).is_err());
     }
 
     #[test]

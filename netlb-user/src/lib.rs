@@ -9,6 +9,7 @@ pub mod compile;
 pub mod config;
 pub mod delivery;
 pub mod devices;
+pub mod health;
 pub mod k8s;
 pub mod model;
 pub mod netlink;

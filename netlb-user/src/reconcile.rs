@@ -23,6 +23,7 @@ use crate::devices::scan::scan;
 use crate::devices::select::Wishes;
 use crate::devices::{Picture, watch::ScanFailed};
 use crate::devices::{node_addresses, uplinks};
+use crate::health::{Addresses, Feed};
 use crate::model::{Change, HostState, NodeSpec, PodAddresses, PodDevice, Problem};
 use crate::netlink::Netlink;
 use crate::observe::sockets::{self, UdpBackend};
@@ -57,6 +58,8 @@ pub enum Event {
     Devices(Result<Picture, ScanFailed>),
     /// What the host's stack has a say in, and what its forwarding lacks.
     Host(Findings, Vec<String>),
+    /// A health port was opened or closed, or could not be.
+    Health,
     /// The agent shall end.
     End(&'static str),
 }
@@ -114,6 +117,7 @@ pub struct Reconciler {
     reassert_at: Duration,
     /// Sockets that could not be destroyed: said once.
     sockets_note: Option<String>,
+    health: Feed,
     report: Report,
 }
 
@@ -124,6 +128,7 @@ pub struct Start {
     pub store: KernelStore,
     pub sweeper: Sweeper,
     pub wishes: Wishes,
+    pub health: Feed,
     /// Said in the status as long as the agent lives.
     pub notes: Vec<String>,
 }
@@ -134,7 +139,7 @@ impl Reconciler {
     /// # Errors
     /// If the maps cannot be read, or the node cannot be told about.
     pub fn new(start: Start) -> anyhow::Result<Self> {
-        let Start { config, programs, store, sweeper, wishes, notes } = start;
+        let Start { config, programs, store, sweeper, wishes, health, notes } = start;
         let restored = store.read()?;
         let old = restored.config;
         let hz = programs
@@ -182,6 +187,7 @@ impl Reconciler {
             sweep_at: SWEEP_SOON,
             reassert_at: REASSERT,
             sockets_note: None,
+            health,
             report,
         })
     }
@@ -245,6 +251,7 @@ impl Reconciler {
                 self.source_problems = news.problems;
                 self.source_failure = None;
                 self.revision = news.revision;
+                self.health.queued();
                 round.source = true;
             }
             Event::SourceFailed(reason) => {
@@ -266,6 +273,8 @@ impl Reconciler {
                 self.scan_failure = Some(reason);
             }
             Event::Host(findings, gaps) => self.choose_road(&findings, gaps),
+            // The report asks for it.
+            Event::Health => {}
             Event::End(why) => round.end = Some(why),
         }
     }
@@ -327,6 +336,11 @@ impl Reconciler {
         if in_step {
             self.applied.clone_from(&self.revision);
         }
+        if in_step && self.read_whole {
+            self.health.applied(self.controller.world());
+        } else {
+            self.health.queued();
+        }
         let swept = self.sweep();
         let names = self.report.due().is_some_and(|at| at <= now);
         round.news || attached || swept || names
@@ -337,6 +351,8 @@ impl Reconciler {
         let (mut changes, mut devices) = (changes, devices);
         loop {
             let plan = self.controller.update(std::mem::take(&mut changes), devices.take(), self.now());
+            let touched = self.controller.take_touched();
+            self.health.learned(self.controller.world(), touched);
             if plan.is_empty() {
                 (self.retry, self.retry_at) = (RETRY, None);
                 self.failed.clear();
@@ -430,6 +446,12 @@ impl Reconciler {
             let words: Vec<String> = primary.v4.iter().chain(&primary.v6).map(ToString::to_string).collect();
             tracing::info!(primary = %words.join(" "), "the node's addresses");
         }
+        let everywhere = self.config.nodeport_addresses.are_all();
+        self.health.health().set_addresses(if everywhere {
+            Addresses::All
+        } else {
+            Addresses::These(host.node_port_addresses.clone())
+        });
         (self.primary, self.host) = (primary, host);
     }
 

@@ -12,6 +12,7 @@
 //! For tests over real traffic:
 //! - [`rig`]: a test node with a running agent.
 //! - [`sockets`], [`bulk`]: clients inside pods; [`puppet`]: clients that are processes, for socket hooks.
+//! - [`http`]: a question and its answer, letter by letter.
 //! - [`capture`]: frames as they arrive, checksums recomputed.
 //! - [`kernel_objects`]: programs, links and maps as the kernel lists them.
 //! - [`traffic`]: the table of cases.
@@ -26,6 +27,7 @@ pub mod disassembly;
 pub mod golden;
 pub mod harness;
 pub mod host;
+pub mod http;
 pub mod kernel;
 pub mod kernel_objects;
 pub mod need;

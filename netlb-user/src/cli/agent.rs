@@ -14,7 +14,9 @@ use crate::config::{Config, Settings};
 use crate::delivery;
 use crate::devices::select::Wishes;
 use crate::devices::watch;
+use crate::health::{self, Feed, Health};
 use crate::k8s::{Folder, Snapshot, Watcher};
+use crate::model::NodeName;
 use crate::observe::sweep::Sweeper;
 use crate::reconcile::{Event, Programs, Reconciler, SourceNews, Start};
 use crate::runtime::lock::DirLock;
@@ -80,7 +82,15 @@ fn work(config: Config) -> anyhow::Result<()> {
     }
     let wishes = Wishes { pod_interfaces: config.pod_interfaces.clone(), uplinks: config.devices.clone() };
     let source = config.source.clone();
+    let opened = events.clone();
+    // Nobody listens any more once the agent ends.
+    let health = Health::start(config.healthz, health::TIMEOUT, health::system_clock(), move || {
+        drop(opened.send(Event::Health));
+    })
+    .context("the thread that answers health checks cannot be started")?;
+    let here = NodeName::new(&config.node_name);
     let start = Start {
+        health: Feed::new(health.clone(), here),
         store: KernelStore::open(&pins)?,
         sweeper: Sweeper::open(&pins)?,
         wishes: wishes.clone(),
@@ -94,7 +104,7 @@ fn work(config: Config) -> anyhow::Result<()> {
     watch::start(wishes, move |news| devices.send(Event::Devices(news)).is_ok())
         .context("the kernel's notifications about devices cannot be had")?;
     look_at_host(events.clone())?;
-    let _watcher = follow_source(source, events)?;
+    let _watcher = follow_source(source, health, events)?;
     reconciler.run(&inbox)
 }
 
@@ -144,8 +154,9 @@ fn look_at_host(events: Sender<Event>) -> anyhow::Result<()> {
 }
 
 /// Reads the source, now and whenever it changes, and tells what is different.
-fn follow_source(source: PathBuf, events: Sender<Event>) -> anyhow::Result<Watcher> {
-    let reader = Arc::new(Mutex::new(Reader { folder: Folder::new(&source), last: None, failed: false, events }));
+fn follow_source(source: PathBuf, health: Health, events: Sender<Event>) -> anyhow::Result<Watcher> {
+    let reader =
+        Arc::new(Mutex::new(Reader { folder: Folder::new(&source), last: None, failed: false, health, events }));
     let again = Arc::clone(&reader);
     let read = |reader: &Mutex<Reader>| reader.lock().unwrap_or_else(PoisonError::into_inner).read();
     let watcher = Watcher::new(&source, move || read(&again)).context("the source cannot be watched")?;
@@ -158,6 +169,7 @@ struct Reader {
     last: Option<Snapshot>,
     /// The last reading failed: the next good one is told even if it says what was known.
     failed: bool,
+    health: Health,
     events: Sender<Event>,
 }
 
@@ -175,6 +187,8 @@ impl Reader {
                 let news =
                     SourceNews { changes, problems: snapshot.problems.clone(), revision: snapshot.revision.clone() };
                 self.last = Some(snapshot);
+                // Here too: the loop may never come to hear of it.
+                self.health.all_queued();
                 Event::Source(news)
             }
             Err(error) => {

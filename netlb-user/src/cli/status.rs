@@ -82,6 +82,8 @@ fn text(shown: &Shown) -> String {
     let c = &s.conntrack;
     let new = format!("{} of {} without an answer yet", c.new_entries, c.new_capacity);
     line("conntrack", &format!("{} of {} entries, {new}", c.entries, c.capacity));
+    let health = s.health.healthz.map_or_else(|| "not answered".to_owned(), |at| at.to_string());
+    line("healthz", &health);
     section(&mut text, "Notes", s.notes.iter().map(String::as_str));
     section(&mut text, "Not enforced yet", s.not_enforced.iter().map(String::as_str));
     let problems: Vec<String> = s.problems.iter().map(ToString::to_string).collect();
@@ -102,6 +104,16 @@ fn text(shown: &Shown) -> String {
             let addrs: Vec<String> = u.addrs.iter().map(ToString::to_string).collect();
             let (is_uplink, attached) = (word(u.is_uplink), word(u.attached));
             table.row([u.name.clone(), is_uplink, attached, addrs.join(" "), u.mtu.to_string(), u.why.clone()]);
+        }
+        let _ = write!(text, "\n{}", table.render());
+    }
+    if !s.health.ports.is_empty() {
+        let mut table = TextTable::new(&["HEALTH PORT", "SERVICE", "READY HERE", "OPEN ON"]);
+        for p in &s.health.ports {
+            let ready: Vec<String> = p.ready.iter().map(|(family, count)| format!("{count} {family}")).collect();
+            let open: Vec<String> = p.open_on.iter().map(|at| at.ip().to_string()).collect();
+            let open = if open.is_empty() { "nothing".to_owned() } else { open.join(" ") };
+            table.row([p.port.to_string(), p.service.clone(), ready.join(", "), open]);
         }
         let _ = write!(text, "\n{}", table.render());
     }
@@ -132,6 +144,7 @@ source     revision 42
 services   5 Services, 12 backends
 delivery   redirect road (--delivery auto): nothing has a say
 conntrack  8 of 10 entries, 1 of 4 without an answer yet
+healthz    0.0.0.0:10256
 
 Not enforced yet (1)
   NetworkPolicy shop/deny
@@ -144,6 +157,9 @@ veth1   yes       10.244.1.5  namespace
 
 OTHER DEVICE  UPLINK  ATTACHED  ADDRESSES      MTU   WHY
 eth0          yes     yes       192.168.99.11  1500  carries a default route
+
+HEALTH PORT  SERVICE   READY HERE      OPEN ON
+30500        shop/web  2 ipv4, 1 ipv6  192.0.2.1
 ";
         assert_eq!(text(&shown), want);
         shown.alive = false;

@@ -48,6 +48,13 @@ impl NodePortAddresses {
         Ok(wish)
     }
 
+    /// Every address of both families serves NodePorts, whatever the node has.
+    pub fn are_all(&self) -> bool {
+        let worded = self.primary || self.localhost;
+        let all = |family| (!worded || self.ranges.names(family)) && self.ranges.of(family, &BTreeSet::new()).all;
+        all(Family::V4) && all(Family::V6)
+    }
+
     /// The addresses that serve NodePorts, out of all addresses of the node's devices.
     pub fn served(&self, own: &BTreeSet<IpAddr>, primary: PodAddresses) -> BTreeSet<IpAddr> {
         let mut served = BTreeSet::new();
@@ -170,6 +177,20 @@ mod tests {
     fn wish(list: &str) -> NodePortAddresses {
         let words: Vec<String> = list.split(',').map(str::to_owned).collect();
         NodePortAddresses::parse(&words).expect("good words")
+    }
+
+    #[test]
+    fn all_means_all_of_both_families() {
+        for (list, all) in [
+            ("0.0.0.0/0,::/0", true),
+            ("0.0.0.0/0", true),
+            ("0.0.0.0/0,2001:db8::/32", false),
+            ("0.0.0.0/0,primary", false),
+            ("primary", false),
+            ("10.0.0.0/8", false),
+        ] {
+            assert_eq!(wish(list).are_all(), all, "{list}");
+        }
     }
 
     #[test]

@@ -16,7 +16,12 @@ pub(super) fn convert(root: &Place<'_>, meta: ObjectMeta, report: &mut Report) -
         meta: meta.meta,
         addresses: Vec::new(),
         pod_cidrs: Vec::new(),
+        deleting: false,
+        taints: Vec::new(),
     };
+    if let Ok(Some(metadata)) = root.object("metadata", report) {
+        node.deleting = metadata.get("deletionTimestamp").is_some();
+    }
     if let Ok(Some(status)) = root.object("status", report) {
         let mut external = Vec::new();
         for entry in status.list("addresses", report).unwrap_or_default() {
@@ -34,6 +39,9 @@ pub(super) fn convert(root: &Place<'_>, meta: ObjectMeta, report: &mut Report) -
         let list = spec.list("podCIDRs", report).unwrap_or_default();
         let single = if list.is_empty() { spec.get("podCIDR") } else { None };
         node.pod_cidrs = list.iter().chain(&single).filter_map(|cidr| cidr.as_cidr(report).ok()).collect();
+        for taint in spec.list("taints", report).unwrap_or_default() {
+            node.taints.extend(taint.text("key", report).ok().flatten().map(Arc::from));
+        }
     }
     Ok(node)
 }

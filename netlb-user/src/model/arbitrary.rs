@@ -163,6 +163,8 @@ fn node() -> impl Strategy<Value = Object> {
             addresses: Vec::new(),
             zone: zone.map(Arc::from),
             pod_cidrs: Vec::new(),
+            deleting: false,
+            taints: Vec::new(),
         })
     })
 }

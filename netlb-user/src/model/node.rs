@@ -17,6 +17,10 @@ pub struct NodeSpec {
     /// Label `topology.kubernetes.io/zone`.
     pub zone: Option<Arc<str>>,
     pub pod_cidrs: Vec<Cidr>,
+    /// `metadata.deletionTimestamp` is set.
+    pub deleting: bool,
+    /// Keys of `spec.taints`.
+    pub taints: Vec<Arc<str>>,
 }
 
 /// What we keep of a Namespace.

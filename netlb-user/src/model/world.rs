@@ -238,6 +238,10 @@ impl World {
         self.nodes.values()
     }
 
+    pub fn node(&self, name: &NodeName) -> Option<&NodeSpec> {
+        self.nodes.get(name)
+    }
+
     /// All Namespaces, by name.
     pub fn namespaces(&self) -> impl Iterator<Item = &NamespaceSpec> {
         self.namespaces.values()

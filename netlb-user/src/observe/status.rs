@@ -1,8 +1,8 @@
 //! status.json: what the agent knows of itself, for people and for whoever waits until a change has taken effect.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,7 @@ pub struct Status {
     pub node_addresses: Vec<IpAddr>,
     /// Addresses of the node on which NodePorts answer.
     pub node_port_addresses: BTreeSet<IpAddr>,
+    pub health: HealthStatus,
     pub conntrack: Conntrack,
     /// What an operator should know and need not act on at once.
     pub notes: Vec<String>,
@@ -82,6 +83,26 @@ pub struct UplinkStatus {
     pub why: String,
     /// netlb's programs are on it.
     pub attached: bool,
+}
+
+/// What is answered to load balancers and probes over HTTP.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct HealthStatus {
+    /// Where `/healthz` and `/livez` answer; `None`: nowhere.
+    pub healthz: Option<SocketAddr>,
+    pub ports: Vec<HealthPortStatus>,
+}
+
+/// A Service's `healthCheckNodePort`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HealthPortStatus {
+    /// `namespace/name`.
+    pub service: String,
+    pub port: u16,
+    /// Ready endpoints on this node by family (`ipv4`, `ipv6`), only those the Service has; load balancers are told to come where there are some.
+    pub ready: BTreeMap<String, usize>,
+    /// Where it is open; an unspecified address: on all.
+    pub open_on: Vec<SocketAddr>,
 }
 
 /// How full conntrack was at the last sweep, in entries; a flow has two.
@@ -181,6 +202,15 @@ pub(crate) mod tests {
             }],
             node_addresses: vec!["192.168.99.11".parse().expect("an address")],
             node_port_addresses: BTreeSet::from(["192.168.99.11".parse().expect("an address")]),
+            health: HealthStatus {
+                healthz: Some(([0, 0, 0, 0], 10256).into()),
+                ports: vec![HealthPortStatus {
+                    service: "shop/web".to_owned(),
+                    port: 30500,
+                    ready: [("ipv4".to_owned(), 2), ("ipv6".to_owned(), 1)].into(),
+                    open_on: vec![([192, 0, 2, 1], 30500).into()],
+                }],
+            },
             conntrack: Conntrack { entries: 8, capacity: 10, new_entries: 1, new_capacity: 4 },
             notes: Vec::new(),
         }

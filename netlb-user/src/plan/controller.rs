@@ -78,6 +78,8 @@ pub struct Controller {
     candidates: BTreeSet<u32>,
     short_services: BTreeMap<ServiceName, Shortage>,
     short_devices: BTreeSet<u32>,
+    /// Services that changes touched since somebody asked.
+    touched: BTreeSet<ServiceName>,
     store_problems: BTreeSet<Problem>,
 }
 
@@ -103,6 +105,7 @@ impl Controller {
             candidates: BTreeSet::new(),
             short_services: BTreeMap::new(),
             short_devices: BTreeSet::new(),
+            touched: BTreeSet::new(),
             store_problems: BTreeSet::new(),
         }
     }
@@ -152,6 +155,7 @@ impl Controller {
             }
             dirty.merge(self.world.set_devices(devices));
         }
+        self.touched.extend(dirty.services.iter().cloned());
         self.plan(dirty)
     }
 
@@ -269,6 +273,11 @@ impl Controller {
     /// What the cluster says, as far as this agent knows.
     pub fn world(&self) -> &World {
         &self.world
+    }
+
+    /// Services that may have changed in the world since this was last asked; some of them may be gone.
+    pub fn take_touched(&mut self) -> BTreeSet<ServiceName> {
+        std::mem::take(&mut self.touched)
     }
 
     /// What the world wants in the maps.

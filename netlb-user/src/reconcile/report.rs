@@ -85,12 +85,15 @@ impl Report {
         let in_use = |s: u8| matches!(s, state::ACTIVE | state::DRAINING);
         let mut problems = agent.source_problems.clone();
         problems.extend(agent.controller.problems());
+        let health = agent.health.health();
+        problems.extend(health.problems(agent.controller.world()));
         problems.sort();
         problems.dedup();
         let mut notes = self.notes.clone();
         notes.extend(agent.forwarding_gaps.iter().cloned());
         notes.extend(agent.sockets_note.clone());
         notes.extend(self.conntrack.pressure());
+        notes.extend(health.note());
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             abi: ABI_VERSION,
@@ -111,6 +114,7 @@ impl Report {
             uplinks: uplinks(agent),
             node_addresses: agent.primary.v4.into_iter().chain(agent.primary.v6).collect(),
             node_port_addresses: agent.host.node_port_addresses.clone(),
+            health: health.status(),
             conntrack: self.conntrack,
             notes,
         }
