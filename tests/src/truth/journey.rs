@@ -7,16 +7,21 @@ use netlb_common::maps::program;
 use netlb_testnode::wire::Transport;
 use nix::errno::Errno;
 
-use super::document::{Document, Origin, Packet, Protocol};
+use super::document::{Document, Packet, Protocol};
 use super::listeners::Listeners;
 use super::machine::{Code, Machine};
 use super::site::Site;
-use crate::packet::{Frame, ICMP, ICMPV6, RST, SYN, TCP, dissect, eth, show, verify};
+use crate::packet::{ACK, Frame, ICMP, ICMPV6, RST, SYN, TCP, dissect, eth, show, verify};
 use crate::puppet::Puppet;
 use crate::sockets::errno;
 
 /// IANA's number of SCTP.
 const SCTP: u8 = 132;
+
+/// Types of SCTP chunks (RFC 9260, 3.2).
+const INIT: u8 = 1;
+const INIT_ACK: u8 = 2;
+const ABORT: u8 = 6;
 
 /// What became of a packet.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -29,36 +34,65 @@ pub enum Fate {
     Goes { from: SocketAddr, to: SocketAddr },
 }
 
-/// Sends a row's packet with a source port.
+/// Sends a row's packet with a source port; a backend answers, and the answer must come back as if from the frontend.
 ///
 /// # Errors
-/// If a program returns what no hook returns, or makes a bad packet of a good one.
+/// If a program returns what no hook returns or makes a bad packet of a good one, or the answer does not come back.
 pub fn send(machine: &mut Machine, site: &Site, document: &Document, packet: &Packet, port: u16) -> Result<Fate> {
-    let (program, device) = match document.origin(packet.from) {
-        Origin::Pod => (program::FROM_POD, site.pod(packet.from)?),
-        Origin::Outside => (program::FROM_OUTSIDE, &site.uplink),
-        Origin::Node => bail!("{} is the node's: its packets begin with a socket", packet.from),
-    };
-    let sent = opening(eth().macs(device.mac, device.far_mac).ip(packet.from, packet.to.ip()), packet, port);
-    let (code, frame) = machine.run(program, device.ifindex, &sent)?;
-    match code {
-        Code::Drop => return Ok(Fate::Dropped),
-        Code::Redirect => return fate(&frame, packet.from),
-        Code::Pass => {}
+    let client = SocketAddr::new(packet.from, port);
+    let fate = through(machine, site, document, client, packet.to, (packet.protocol, Turn::Opens))?;
+    if let Fate::Goes { from, to } = fate
+        && to != packet.to
+    {
+        let answer = through(machine, site, document, to, from, (packet.protocol, Turn::Answers))?;
+        let wanted = Fate::Goes { from: packet.to, to: client };
+        ensure!(answer == wanted, "{to} answers {from}, and its answer meets {answer:?}");
+    }
+    Ok(fate)
+}
+
+/// What a packet is in its flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Turn {
+    Opens,
+    Answers,
+}
+
+/// One packet through the node.
+fn through(
+    machine: &mut Machine,
+    site: &Site,
+    document: &Document,
+    from: SocketAddr,
+    to: SocketAddr,
+    (protocol, turn): (Protocol, Turn),
+) -> Result<Fate> {
+    let device = site.pods.get(&from.ip()).unwrap_or(&site.uplink);
+    let ip = eth().macs(device.mac, device.far_mac).ip(from.ip(), to.ip());
+    let mut frame = filled(ip, from.port(), to.port(), protocol, turn);
+    // The node's own packets begin in the stack.
+    if !document.is_node(from.ip()) {
+        let program = if device == &site.uplink { program::FROM_OUTSIDE } else { program::FROM_POD };
+        let (code, changed) = machine.run(program, device.ifindex, &frame)?;
+        match code {
+            Code::Drop => return Ok(Fate::Dropped),
+            Code::Redirect => return fate(&changed, from.ip()),
+            Code::Pass => frame = changed,
+        }
     }
     // The stack looks where it leads.
-    let to = ends(&frame)?.1.ip();
-    if document.is_node(to) {
-        return fate(&frame, packet.from);
+    let next = ends(&frame)?.1.ip();
+    if document.is_node(next) {
+        return fate(&frame, from.ip());
     }
-    let (program, device) = match site.pods.get(&to) {
+    let (program, device) = match site.pods.get(&next) {
         Some(pod) => (program::TO_POD, pod),
         None => (program::TO_OUTSIDE, &site.uplink),
     };
     let (code, frame) = machine.run(program, device.ifindex, &frame)?;
     match code {
         Code::Drop => Ok(Fate::Dropped),
-        Code::Redirect | Code::Pass => fate(&frame, packet.from),
+        Code::Redirect | Code::Pass => fate(&frame, from.ip()),
     }
 }
 
@@ -92,23 +126,23 @@ pub fn connect(puppet: &mut Puppet, listeners: &Listeners, packet: &Packet) -> R
     fate
 }
 
-/// The first frame of a flow.
-fn opening(ip: Frame, packet: &Packet, port: u16) -> Vec<u8> {
-    let to = packet.to.port();
-    match packet.protocol {
-        Protocol::Tcp => ip.tcp(port, to, SYN).bytes(),
-        Protocol::Udp => ip.udp(port, to).payload(b"?").bytes(),
-        Protocol::Sctp => ip.raw(SCTP).payload(&init(port, to)).bytes(),
+/// The frame with the ports and content of its turn.
+fn filled(ip: Frame, from: u16, to: u16, protocol: Protocol, turn: Turn) -> Vec<u8> {
+    let answers = turn == Turn::Answers;
+    match protocol {
+        Protocol::Tcp => ip.tcp(from, to, if answers { SYN | ACK } else { SYN }).bytes(),
+        Protocol::Udp => ip.udp(from, to).payload(b"?").bytes(),
+        Protocol::Sctp => ip.raw(SCTP).payload(&sctp(from, to, if answers { INIT_ACK } else { INIT })).bytes(),
     }
 }
 
-/// An SCTP packet with an INIT chunk (RFC 9260, 3.1 and 3.3.2).
-fn init(from: u16, to: u16) -> Vec<u8> {
+/// An SCTP packet with a chunk that is an INIT or looks like one (RFC 9260, 3.1 and 3.3.2).
+fn sctp(from: u16, to: u16, chunk: u8) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend([from.to_be_bytes(), to.to_be_bytes()].as_flattened());
     // Verification tag (none yet) and checksum.
     bytes.extend([0; 8]);
-    bytes.extend([1, 0, 0, 20]);
+    bytes.extend([chunk, 0, 0, 20]);
     for word in [0x5eed_u32, 65_536, 10 << 16 | 10, 1] {
         bytes.extend(word.to_be_bytes());
     }
@@ -135,8 +169,7 @@ fn fate(frame: &[u8], client: IpAddr) -> Result<Fate> {
     }
     let refusal = match ip.proto {
         TCP => l4[13] & RST != 0,
-        // An ABORT (RFC 9260, 3.3.7).
-        SCTP => l4[12] == 6,
+        SCTP => l4[12] == ABORT,
         ICMP => l4[0] == 3,
         ICMPV6 => l4[0] == 1,
         _ => false,

@@ -95,14 +95,6 @@ impl Site {
         Ok(Site { node, far: wires.far, uplink, pods, place })
     }
 
-    /// The device of a pod.
-    ///
-    /// # Errors
-    /// If there is no such pod.
-    pub fn pod(&self, address: IpAddr) -> Result<&Device> {
-        self.pods.get(&address).with_context(|| format!("{address} is no pod of this node"))
-    }
-
     /// A process on the node, in the cgroup whose sockets netlb translates. `actor` is the program `netlb-actor`.
     ///
     /// # Errors
