@@ -35,6 +35,14 @@ impl CtKey {
         CtKey { src, dst, tail: ports as u64 | (proto as u64) << 32 }
     }
 
+    /// Writes all of it, word by word: as a whole, rustc would copy it byte by byte in the kernel program.
+    #[inline(always)]
+    pub fn set(&mut self, src: Addr, dst: Addr, ports: u32, proto: u8) {
+        (self.src.hi, self.src.lo) = (src.hi, src.lo);
+        (self.dst.hi, self.dst.lo) = (dst.hi, dst.lo);
+        self.tail = ports as u64 | (proto as u64) << 32;
+    }
+
     #[inline(always)]
     pub const fn ports(&self) -> u32 {
         self.tail as u32
@@ -130,10 +138,8 @@ pub mod flags {
     /// Masquerades a flow whose frontend was translated before the stack. Forward at the hook where it leaves (`to_pod`, `to_outside`), answers
     /// where they come in (`from_pod`, `from_outside`).
     pub const SNAT: u16 = 1 << 6;
-    /// Translated as a whole, and forwarded by the FIB, at one uplink hook in both directions; the stack never sees it.
+    /// Translated as a whole and forwarded by the FIB, each direction at one hook; the stack never sees it.
     pub const ROUTED: u16 = 1 << 7;
-    /// Opened where it would have left the node with a VIP as destination (`to_outside`); its answers are translated where they come in.
-    pub const SLIPPED: u16 = 1 << 8;
 }
 
 /// States of a flow. The names are nf_conntrack's where it has one.
@@ -253,6 +259,12 @@ pub const fn step(current: u8, event: u8, reply: bool) -> u8 {
 #[inline(always)]
 pub const fn is_assured(current: u8) -> bool {
     current == state::ESTABLISHED || current == state::UDP_STREAM
+}
+
+/// The flow needs its backend no more: as schedulers count, it is not open.
+#[inline(always)]
+pub const fn is_over(current: u8) -> bool {
+    current == state::TIME_WAIT || current == state::CLOSE
 }
 
 /// Seconds without a packet after which a flow in this state is expired.

@@ -1,8 +1,9 @@
 //! Flows: find one, advance its state, open one. Records and the state table are in `netlb_common::conntrack`.
 
 use netlb_common::backend::{self, BackendValue};
-use netlb_common::conntrack::{CtKey, CtValue, REOPEN, event, flags, is_assured, state, step, timeout_s};
-use netlb_common::{Reason, checksum, hash, proto};
+use netlb_common::config::Config;
+use netlb_common::conntrack::{CtKey, CtValue, REOPEN, event, flags, is_assured, is_over, state, step, timeout_s};
+use netlb_common::{Addr, Reason, checksum, hash, proto};
 
 use crate::parse::Parsed;
 use crate::tables::{Claim, Ct, NewFlow, Tables, Tier};
@@ -20,7 +21,7 @@ pub enum Found {
     Flow(Ct),
     /// No flow, or one that is over: choose a backend.
     Miss,
-    /// An answer on the stack road: `to_pod` will count and translate it.
+    /// A packet that is counted and translated at another hook, behind the stack.
     Elsewhere,
     /// A flow that must not go on.
     Dead(Reason),
@@ -40,29 +41,48 @@ pub fn lookup<T: Tables>(t: &T, key: &CtKey, now: u32) -> Option<(Ct, Tier)> {
     Some((ct, tier))
 }
 
-/// Finds the flow of a packet that leaves a pod, and advances its state.
+/// Finds the flow of a packet that comes in, from a pod or an uplink, and advances its state.
 #[inline(always)]
-pub fn find_from_pod<T: Tables>(t: &T, key: &CtKey, parsed: Parsed, now: u32) -> Found {
+pub fn find_entering<T: Tables>(t: &T, key: &CtKey, parsed: Parsed, now: u32) -> Found {
     match lookup(t, key, now) {
-        Some((ct, _)) if ct.is(flags::REPLY) && !ct.is(flags::REDIRECT | flags::HAIRPIN) => Found::Elsewhere,
-        Some((ct, tier)) => progress(t, key, parsed, now, ct, tier),
+        Some((ct, tier)) if enters(&ct) => progress(t, key, parsed, now, ct, tier),
+        Some(_) => Found::Elsewhere,
         None => Found::Miss,
     }
 }
 
-/// Finds the flow of an answer that the stack delivers to a pod, and advances its state. A packet of the client's own direction counts as a
-/// miss and leaves no trace.
+/// Finds the flow of a packet that the stack sends out, to a pod or an uplink, and advances its state. A packet of the client's own direction counts
+/// as a miss and leaves no trace.
 #[inline(always)]
-pub fn find_to_pod<T: Tables>(t: &T, key: &CtKey, parsed: Parsed, now: u32) -> Found {
+pub fn find_leaving<T: Tables>(t: &T, key: &CtKey, parsed: Parsed, now: u32) -> Found {
     match lookup(t, key, now) {
-        Some((ct, tier)) if ct.is(flags::REPLY) => progress(t, key, parsed, now, ct, tier),
+        Some((ct, tier)) if leaves(&ct) => progress(t, key, parsed, now, ct, tier),
         _ => Found::Miss,
+    }
+}
+
+/// The entry is applied where packets come in. Answers on the stack road wait for the hook where they leave it; masquerade is the other way round.
+#[inline(always)]
+pub fn enters(ct: &Ct) -> bool {
+    match ct.is(flags::REPLY) {
+        true => ct.is(flags::REDIRECT | flags::HAIRPIN | flags::ROUTED | flags::SNAT),
+        false => !ct.is(flags::SNAT),
+    }
+}
+
+/// The entry is applied where packets leave the stack. That includes answers of the redirect road which had to take the stack.
+#[inline(always)]
+pub fn leaves(ct: &Ct) -> bool {
+    match ct.is(flags::REPLY) {
+        true => !ct.is(flags::ROUTED | flags::SNAT),
+        // A packet still on its way to a VIP here slipped past the hook where it should have been translated.
+        false => ct.is(flags::ROUTED | flags::SNAT),
     }
 }
 
 #[inline(always)]
 fn progress<T: Tables>(t: &T, key: &CtKey, parsed: Parsed, now: u32, ct: Ct, tier: Tier) -> Found {
-    let event = if key.proto() == proto::TCP { event::of_tcp(parsed.tcp_flags()) } else { event::DATA };
+    let event = if parsed.connects() { event::of_tcp(parsed.tcp_flags()) } else { event::DATA };
     let reply = ct.is(flags::REPLY);
     let current = ct.state();
     let next = step(current, event, reply);
@@ -72,7 +92,7 @@ fn progress<T: Tables>(t: &T, key: &CtKey, parsed: Parsed, now: u32, ct: Ct, tie
         return Found::Miss;
     }
     if !reply && ct.backend() != 0 {
-        let opens = key.proto() != proto::TCP || event == event::SYN;
+        let opens = !parsed.connects() || event == event::SYN;
         let stale = t.backend(ct.backend()).is_none_or(|b| b.generation != ct.backend_generation());
         if stale && !opens {
             return Found::Dead(Reason::STALE_BACKEND);
@@ -80,6 +100,7 @@ fn progress<T: Tables>(t: &T, key: &CtKey, parsed: Parsed, now: u32, ct: Ct, tie
         // TCP keeps a backend that left its Service until it ends; UDP, which has no end, leaves with the change.
         if opens && (stale || t.backend(ct.backend()).is_none_or(|b| !serves(b))) {
             t.count(Reason::RESELECTED);
+            t.add_load(ct.backend(), -1);
             forget(t, ct, key);
             return Found::Miss;
         }
@@ -118,7 +139,7 @@ fn partner<T: Tables>(t: &T, ct: Ct, key: &CtKey) -> Option<Ct> {
     let scratch = t.scratch()?;
     // SAFETY: this CPU's own record; only this function uses the field, and no reference to it leaves.
     let other_key = unsafe { &mut (*scratch.as_ptr()).partner };
-    *other_key = partner_key(&ct, key.proto());
+    other_key.set(ct.dst(), ct.src(), ct.ports().rotate_left(16), key.proto());
     let other = t.ct(Tier::Assured, other_key).or_else(|| t.ct(Tier::New, other_key))?;
     if partner_key(&other, key.proto()) == *key { Some(other) } else { None }
 }
@@ -128,6 +149,9 @@ fn partner<T: Tables>(t: &T, ct: Ct, key: &CtKey) -> Option<Ct> {
 fn advance<T: Tables>(t: &T, ct: Ct, key: &CtKey, next: u8, now: u32) {
     let hz = t.config().map_or(1, |c| c.hz);
     let timeout = timeout_s(next).wrapping_mul(hz);
+    if ct.backend() != 0 && is_over(next) != is_over(ct.state()) {
+        t.add_load(ct.backend(), if is_over(next) { -1 } else { 1 });
+    }
     ct.set_state(next, timeout, now);
     if let Some(other) = partner(t, ct, key) {
         other.set_state(next, timeout, now);
@@ -166,36 +190,108 @@ fn forget<T: Tables>(t: &T, ct: Ct, key: &CtKey) {
     t.ct_delete(Tier::New, key);
 }
 
-/// Opens a flow from `key` to a backend: two entries in `CT_NEW`. `ifindex` is the device of the client's pod, `bytes` the length of the frame. The records stay in the
-/// scratch for this packet: see [`opened`](crate::tables::opened).
+/// How a new flow will be handled.
+#[derive(Clone, Copy)]
+pub struct Way {
+    /// See [`flags`]; those of both directions.
+    pub flags: u16,
+    /// Endpoints that its packets, and its answers, go to; 0: not a known pod of this node.
+    pub hop: u32,
+    pub client: u32,
+    /// What the client's address is replaced by, with a port of the node's; unspecified: nothing.
+    pub source: Addr,
+}
+
+/// Opens a flow from `key` to a backend: two entries in `CT_NEW`. `bytes` is the length of the frame. The records stay in the scratch for this
+/// packet: see [`opened`](crate::tables::opened).
 #[inline(always)]
-pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, ifindex: u32, bytes: u32, now: u32) -> Result<(), Reason> {
+pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, way: Way, bytes: u32, now: u32) -> Result<(), Reason> {
     let Some(config) = t.config() else { return Err(Reason::NO_SCRATCH) };
     let Some(b) = t.backend(backend_id) else { return Err(Reason::NO_SCRATCH) };
     let Some(scratch) = t.scratch() else { return Err(Reason::NO_SCRATCH) };
     // SAFETY: this CPU's own record; only this function and what it calls use the field, and handles into it are made afterwards.
     let records = unsafe { &mut (*scratch.as_ptr()).flow };
-    let (fwd, reply, back) = (&mut records.forward, &mut records.reply, &mut records.back);
-
-    let tcp = key.proto() == proto::TCP;
-    let first = if tcp { state::SYN_SENT } else { state::UDP_NEW };
-    let timeout = timeout_s(first).wrapping_mul(config.hz);
-    let hairpin = b.addr == key.src;
-    let (road, hop, client) = road(t, key, b, ifindex, config.flags, hairpin);
-
+    let (fwd, reply) = (&mut records.forward, &mut records.reply);
     // A pod drops packets from its own address: its Service's address stands in for it.
-    fwd.src = if hairpin { key.dst } else { key.src };
+    fwd.src = if way.flags & flags::HAIRPIN != 0 {
+        key.dst
+    } else if way.source != Addr::UNSPECIFIED {
+        way.source
+    } else {
+        key.src
+    };
     fwd.dst = b.addr;
     fwd.ports = key.ports() & 0xffff | (b.port.0 as u32) << 16;
+    fwd.hop = way.hop;
+    reply.hop = way.client;
+    fwd.hop_generation = t.endpoint(way.hop).map_or(0, |e| e.generation);
+    reply.hop_generation = t.endpoint(way.client).map_or(0, |e| e.generation);
+    macro_rules! both {
+        ($($field:ident = $value:expr;)*) => { $( fwd.$field = $value; reply.$field = $value; )* };
+    }
+    both! {
+        flags = way.flags;
+        backend = backend_id;
+        backend_generation = b.generation;
+        service = b.service;
+    }
+    let node_port = way.source != Addr::UNSPECIFIED;
+    establish(t, key, config, node_port, bytes, now)?;
+    if way.flags & flags::HAIRPIN != 0 {
+        t.count(Reason::HAIRPIN);
+    }
+    t.count(Reason::NEW_FLOW);
+    t.count_flow(backend_id);
+    t.add_load(backend_id, 1);
+    Ok(())
+}
+
+/// Opens the masquerade of a flow whose translated packet `key` leaves here: its source becomes `source`, with a port of the node's.
+#[inline(never)]
+pub fn masquerade<T: Tables>(t: &T, key: &CtKey, source: &Addr, bytes: u32) -> Result<(), Reason> {
+    let Some(config) = t.config() else { return Err(Reason::NO_SCRATCH) };
+    let Some(scratch) = t.scratch() else { return Err(Reason::NO_SCRATCH) };
+    // SAFETY: as in `open`.
+    let records = unsafe { &mut (*scratch.as_ptr()).flow };
+    let (fwd, reply) = (&mut records.forward, &mut records.reply);
+    fwd.src = *source;
+    fwd.dst = key.dst;
+    fwd.ports = key.ports();
+    macro_rules! both {
+        ($($field:ident = $value:expr;)*) => { $( fwd.$field = $value; reply.$field = $value; )* };
+    }
+    both! {
+        flags = flags::SNAT;
+        hop = 0;
+        hop_generation = 0;
+        backend = 0;
+        backend_generation = 0;
+        service = 0;
+    }
+    establish(t, key, config, true, bytes, t.now())
+}
+
+/// Completes the two entries in the scratch and puts them into `CT_NEW`. `node_port`: the flow takes a source port of the node's.
+#[inline(always)]
+fn establish<T: Tables>(
+    t: &T,
+    key: &CtKey,
+    config: &Config,
+    node_port: bool,
+    bytes: u32,
+    now: u32,
+) -> Result<(), Reason> {
+    let Some(scratch) = t.scratch() else { return Err(Reason::NO_SCRATCH) };
+    // SAFETY: as in `open`, whose references are used no more.
+    let records = unsafe { &mut (*scratch.as_ptr()).flow };
+    let (fwd, reply) = (&mut records.forward, &mut records.reply);
+    let stream = key.proto() == proto::TCP || key.proto() == proto::SCTP;
+    let first = if stream { state::SYN_SENT } else { state::UDP_NEW };
+    let timeout = timeout_s(first).wrapping_mul(config.hz);
     reply.src = key.dst;
     reply.dst = key.src;
     reply.ports = key.ports().rotate_left(16);
-    fwd.flags = road;
-    reply.flags = road | flags::REPLY;
-    fwd.hop = hop;
-    reply.hop = client;
-    fwd.hop_generation = t.endpoint(hop).map_or(0, |e| e.generation);
-    reply.hop_generation = t.endpoint(client).map_or(0, |e| e.generation);
+    reply.flags |= flags::REPLY;
     macro_rules! both {
         ($($field:ident = $value:expr;)*) => { $( fwd.$field = $value; reply.$field = $value; )* };
     }
@@ -204,11 +300,8 @@ pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, ifindex: u32, bytes:
         pad = 0;
         seen = now;
         timeout = timeout;
-        backend = backend_id;
-        backend_generation = b.generation;
         policy_src = 0;
         policy_dst = 0;
-        service = b.service;
     }
     // This packet is the client's first.
     (fwd.packets, fwd.bytes) = (1, bytes as u64);
@@ -216,14 +309,29 @@ pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, ifindex: u32, bytes:
     let addresses = checksum::delta(key.src.sum() + key.dst.sum(), fwd.src.sum() + fwd.dst.sum());
     fwd.delta_addr = addresses;
     reply.delta_addr = !addresses;
-
-    let ports = checksum::delta(checksum::sum32(key.ports()), checksum::sum32(fwd.ports));
-    fwd.delta_port = ports;
-    reply.delta_port = !ports;
-    *back = answers(fwd, key.proto());
-    let claimed = match claim(t, back, reply, now) {
-        Claim::Taken => move_port(t, key, records, now),
-        claimed @ (Claim::Done | Claim::Full) => claimed,
+    let claimed = if node_port {
+        let claimed = move_port(t, key, records, now, Ports::new(config.snat_first, config.snat_count));
+        if claimed == Claim::Done {
+            t.count(Reason::MASQUERADED);
+        }
+        claimed
+    } else {
+        let ports = checksum::delta(checksum::sum32(key.ports()), checksum::sum32(fwd.ports));
+        fwd.delta_port = ports;
+        reply.delta_port = !ports;
+        records.back = answers(fwd, key.proto());
+        match claim(t, &records.back, &records.reply, now) {
+            Claim::Taken => {
+                records.forward.flags |= flags::PORT_MOVED;
+                records.reply.flags |= flags::PORT_MOVED;
+                let claimed = move_port(t, key, records, now, Ports::new(PORT_FIRST, PORT_COUNT));
+                if claimed == Claim::Done {
+                    t.count(Reason::PORT_MOVED);
+                }
+                claimed
+            }
+            claimed @ (Claim::Done | Claim::Full) => claimed,
+        }
     };
     match claimed {
         Claim::Done => {}
@@ -235,11 +343,6 @@ pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, ifindex: u32, bytes:
     if !t.ct_insert(Tier::New, key, &records.forward) {
         return Err(Reason::CONNTRACK_FULL);
     }
-    if hairpin {
-        t.count(Reason::HAIRPIN);
-    }
-    t.count(Reason::NEW_FLOW);
-    t.count_flow(backend_id);
     Ok(())
 }
 
@@ -249,15 +352,13 @@ fn answers(fwd: &CtValue, proto: u8) -> CtKey {
     CtKey::from_words(fwd.dst, fwd.src, fwd.ports.rotate_left(16), proto)
 }
 
-/// Finds another source port whose answers nobody else awaits.
+/// Finds a source port among `count` from `first` whose answers nobody else awaits.
 #[inline(never)]
-fn move_port<T: Tables>(t: &T, key: &CtKey, records: &mut NewFlow, now: u32) -> Claim {
+fn move_port<T: Tables>(t: &T, key: &CtKey, records: &mut NewFlow, now: u32, range: Ports) -> Claim {
     let (fwd, reply, back) = (&mut records.forward, &mut records.reply, &mut records.back);
-    fwd.flags |= flags::PORT_MOVED;
-    reply.flags |= flags::PORT_MOVED;
     let start = hash::flow(now, key);
     for probe in 0..PORT_PROBES {
-        let port = PORT_FIRST + hash::scale(start.wrapping_add(probe.wrapping_mul(0x9e37_79b9)), PORT_COUNT);
+        let port = range.first() + hash::scale(start.wrapping_add(probe.wrapping_mul(0x9e37_79b9)), range.count());
         fwd.ports = fwd.ports & 0xffff_0000 | (port as u16).to_be() as u32;
         let ports = checksum::delta(checksum::sum32(key.ports()), checksum::sum32(fwd.ports));
         fwd.delta_port = ports;
@@ -265,14 +366,31 @@ fn move_port<T: Tables>(t: &T, key: &CtKey, records: &mut NewFlow, now: u32) -> 
         *back = answers(fwd, key.proto());
         match claim(t, back, reply, now) {
             Claim::Taken => {}
-            Claim::Full => return Claim::Full,
-            Claim::Done => {
-                t.count(Reason::PORT_MOVED);
-                return Claim::Done;
-            }
+            claimed @ (Claim::Full | Claim::Done) => return claimed,
         }
     }
     Claim::Taken
+}
+
+/// A range of ports (host order), in one word: it crosses a function boundary in a register.
+#[derive(Clone, Copy)]
+struct Ports(u64);
+
+impl Ports {
+    #[inline(always)]
+    const fn new(first: u32, count: u32) -> Self {
+        Ports(first as u64 | (count as u64) << 32)
+    }
+
+    #[inline(always)]
+    const fn first(self) -> u32 {
+        self.0 as u32
+    }
+
+    #[inline(always)]
+    const fn count(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
 }
 
 /// Takes the tuple of the answers. `Taken`: a live flow has it (two VIPs with one backend and one client tuple, say).
@@ -297,28 +415,4 @@ fn claim<T: Tables>(t: &T, back: &CtKey, reply: &CtValue, now: u32) -> Claim {
 fn free<T: Tables>(t: &T, other: Ct, back: &CtKey, reply: &CtValue, now: u32) -> bool {
     (other.src() == reply.src && other.dst() == reply.dst && other.ports() == reply.ports)
         || (other.expired(now) && partner(t, other, back).is_none_or(|p| p.expired(now)))
-}
-
-/// Which road a new flow takes: its flags, the endpoint its packets go to, and the one its answers go to.
-#[inline(always)]
-fn road<T: Tables>(t: &T, key: &CtKey, b: &BackendValue, ifindex: u32, config: u32, hairpin: bool) -> (u16, u32, u32) {
-    if hairpin {
-        return (flags::HAIRPIN, 0, 0);
-    }
-    // A packet's source proves nothing: the client is the pod behind the device, and only if the address is that pod's.
-    let client = match t.endpoint_by_ifindex(ifindex) {
-        Some(id) if t.endpoint_by_addr(&key.src) == Some(id) => id,
-        _ => return (0, 0, 0),
-    };
-    let (Some(to), Some(from)) = (t.endpoint(b.endpoint), t.endpoint(client)) else { return (0, 0, 0) };
-    if to.ifindex == 0 || from.ifindex == 0 {
-        return (0, 0, 0);
-    }
-    if config & netlb_common::config::flags::REDIRECT != 0 {
-        (flags::REDIRECT, b.endpoint, client)
-    } else if to.bridge != 0 && to.bridge == from.bridge {
-        (flags::BRIDGED, b.endpoint, client)
-    } else {
-        (0, b.endpoint, client)
-    }
 }

@@ -8,12 +8,12 @@
 use netlb_common::conntrack::{CtKey, flags};
 use netlb_common::{Reason, checksum, proto};
 
-use crate::conntrack::lookup;
-use crate::packet::{ETH_LEN, Half, Ipv4, Ipv6, L4, Packet, Word};
+use crate::conntrack::{self, lookup};
+use crate::packet::{ETH_LEN, Half, Hop, Ipv4, Ipv6, L4, Packet, Word};
 use crate::parse::Parsed;
 use crate::tables::{Ct, Tables};
 use crate::verdict::Verdict;
-use crate::{from_pod, nat};
+use crate::{enter, nat};
 
 /// Bytes that hold the outer headers, ICMP, and the quoted headers up to a TCP checksum.
 const PULL: u32 = 14 + 60 + 8 + 60 + 18;
@@ -28,26 +28,36 @@ struct Quote {
     reversed: CtKey,
 }
 
-/// An error that leaves a pod: translated, and sent on the road of the flow it is about. [`Verdict::SKIP`]: not about a flow that is translated
-/// here.
-#[inline(never)]
-pub fn from_pod<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Verdict {
+/// An error that comes in: translated, and sent on the road of the flow it is about. [`Verdict::SKIP`]: not about a flow that is translated here.
+#[inline(always)]
+pub fn enter<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Verdict {
     let Some(quote) = find(p, t, parsed) else { return Verdict::SKIP };
     let ct = quote.ct;
-    let redirect = ct.is(flags::REDIRECT);
-    let hop = redirect || ct.is(flags::HAIRPIN);
-    if ct.is(flags::REPLY) && !hop {
+    if !conntrack::enters(&ct) {
         return Verdict::SKIP;
     }
+    let redirect = ct.is(flags::REDIRECT);
+    let routed = ct.is(flags::ROUTED);
+    let hop = redirect || routed || ct.is(flags::HAIRPIN);
     if hop && nat::ttl(p, parsed) <= 1 {
         t.count(Reason::TO_STACK);
-        return Verdict::PASS;
+        return if routed { Verdict::drop(Reason::TTL_EXCEEDED) } else { Verdict::PASS };
     }
     let size = nat::wire_len(p, parsed);
-    let to = from_pod::next_hop(t, &ct).filter(|e| !redirect || size <= e.mtu);
+    let mut verdict = Verdict::PASS;
+    if routed {
+        match p.route(ct.src(), ct.dst(), parsed.proto(), size) {
+            Hop::To(ifindex) => verdict = Verdict::route(ifindex),
+            Hop::Local => {}
+            Hop::TooBig(_) => return Verdict::drop(Reason::TOO_BIG),
+            Hop::Unresolved => return Verdict::PASS,
+            Hop::Nowhere => return Verdict::drop(Reason::NO_ROUTE),
+        }
+    }
+    let to = enter::next_hop(t, &ct).filter(|e| !redirect || size <= e.mtu);
     if redirect && to.is_none() {
         t.count(Reason::TO_STACK);
-        // As for any answer: `to_pod` translates it.
+        // As for any answer: `leave` translates it.
         if ct.is(flags::REPLY) {
             return Verdict::PASS;
         }
@@ -56,8 +66,8 @@ pub fn from_pod<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Verdi
         return Verdict::drop(Reason::REWRITE_FAILED);
     }
     t.count(Reason::ICMP_TRANSLATED);
-    let mut verdict = Verdict::PASS;
     let done = match to {
+        _ if routed => verdict == Verdict::PASS || nat::hop(p, parsed),
         _ if ct.is(flags::HAIRPIN) => {
             verdict = Verdict::REFLECT;
             nat::hop(p, parsed) && nat::swap_macs(p)
@@ -73,11 +83,11 @@ pub fn from_pod<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Verdi
     if done { verdict } else { Verdict::drop(Reason::REWRITE_FAILED) }
 }
 
-/// An error that the stack delivers to a pod.
-#[inline(never)]
-pub fn to_pod<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Verdict {
+/// An error that the stack sends out.
+#[inline(always)]
+pub fn leave<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Verdict {
     let Some(quote) = find(p, t, parsed) else { return Verdict::PASS };
-    if !quote.ct.is(flags::REPLY) {
+    if !conntrack::leaves(&quote.ct) || quote.ct.is(flags::ROUTED) {
         return Verdict::PASS;
     }
     if translate(p, parsed, &quote).is_none() {
@@ -104,7 +114,7 @@ fn find<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Option<Quote>
         }
         (ip.src(), ip.dst(), ip.proto, inner + header)
     };
-    if proto != proto::TCP && proto != proto::UDP {
+    if proto != proto::TCP && proto != proto::UDP && proto != proto::SCTP {
         return None;
     }
     let ports = p.at::<Word>(l4)?.value;
@@ -136,9 +146,11 @@ fn translate<P: Packet>(p: &mut P, parsed: Parsed, quote: &Quote) -> Option<()> 
         ip.dst_lo = src.lo;
     }
     p.at_mut::<Word>(quote.l4)?.value = ct.ports().rotate_left(16);
-    // The quoted checksum, where the quote reaches that far and there is one.
+    // The quoted checksum, where the quote reaches that far and there is one. SCTP's covers the whole packet, of which a quote is a part: nobody
+    // can check it.
     let field = quote.l4 + if quote.proto == proto::TCP { 16 } else { 6 };
-    if let Some(half) = p.at_mut::<Half>(field)
+    if quote.proto != proto::SCTP
+        && let Some(half) = p.at_mut::<Half>(field)
         && (quote.proto == proto::TCP || half.value != 0)
     {
         let old = half.value;
@@ -146,11 +158,13 @@ fn translate<P: Packet>(p: &mut P, parsed: Parsed, quote: &Quote) -> Option<()> 
         content = checksum::add(content, checksum::delta(old as u32, half.value as u32));
     }
 
+    // A masqueraded flow's errors come from the node, as its packets do: another source would not find its way back, or not pass.
+    let hide = !ct.is(flags::REPLY) && ct.is(flags::SNAT | flags::ROUTED);
     let mut pseudo = 0;
     if parsed.v6() {
         let ip = p.at_mut::<Ipv6>(ETH_LEN)?;
         let before = ip.src().sum() + ip.dst().sum();
-        if ip.src() == quote.reversed.src {
+        if ip.src() == quote.reversed.src || hide {
             ip.src_hi = src.hi;
             ip.src_lo = src.lo;
         }
@@ -162,7 +176,7 @@ fn translate<P: Packet>(p: &mut P, parsed: Parsed, quote: &Quote) -> Option<()> 
     } else {
         let ip = p.at_mut::<Ipv4>(ETH_LEN)?;
         let before = ip.src().sum() + ip.dst().sum();
-        if ip.src() == quote.reversed.src {
+        if ip.src() == quote.reversed.src || hide {
             ip.src = src.v4_word();
         }
         if ip.dst() == quote.reversed.dst {

@@ -17,6 +17,8 @@ use netlb_common::uplink::UplinkValue;
 use netlb_common::{Addr, reason};
 use netlb_ebpf::tables::Scratch;
 
+use crate::hooks::fib::Fib;
+
 #[map]
 pub(crate) static FRONTENDS: HashMap<FrontendKey, FrontendValue> =
     HashMap::with_max_entries(capacity::FRONTENDS, NO_PREALLOC);
@@ -64,3 +66,6 @@ pub(crate) static CLIENTS: HashMap<u64, ClientValue> = HashMap::with_max_entries
 /// Private to the object: not pinned, not part of the contract.
 #[map]
 pub(crate) static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+/// As private.
+#[map]
+pub(crate) static FIB: PerCpuArray<Fib> = PerCpuArray::with_max_entries(1, 0);

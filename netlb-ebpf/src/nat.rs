@@ -4,7 +4,7 @@ use netlb_common::checksum;
 use netlb_common::endpoint::EndpointValue;
 use netlb_common::proto;
 
-use crate::packet::{ETH_LEN, Eth, Ipv4, Ipv6, L4, Packet, Word};
+use crate::packet::{ETH_LEN, Eth, Ipv4, Ipv6, L4, Packet, Sctp, Word};
 use crate::parse::Parsed;
 use crate::tables::Ct;
 
@@ -12,12 +12,9 @@ use crate::tables::Ct;
 /// packet may be half written.
 #[inline(always)]
 pub fn rewrite<P: Packet>(p: &mut P, parsed: Parsed, ct: &Ct, hop: bool) -> bool {
-    let l4 = L4 { zero_is_none: parsed.proto() == proto::UDP, v6: parsed.v6() };
-    if !p.fix_l4(parsed.l4_csum(), ct.delta_addr(), ct.delta_port(), l4) {
+    if !parsed.later_fragment() && !rewrite_l4(p, parsed, ct) {
         return false;
     }
-    let Some(ports) = p.at_mut::<Word>(parsed.l4()) else { return false };
-    ports.value = ct.ports();
     let (src, dst) = (ct.src(), ct.dst());
     if parsed.v6() {
         let Some(ip) = p.at_mut::<Ipv6>(ETH_LEN) else { return false };
@@ -40,6 +37,40 @@ pub fn rewrite<P: Packet>(p: &mut P, parsed: Parsed, ct: &Ct, hop: bool) -> bool
             delta = checksum::add(delta, checksum::delta(old as u32, new as u32));
         }
         ip.csum = checksum::apply(ip.csum, delta);
+    }
+    true
+}
+
+/// Gives the packet the entry's ports, and its L4 checksum what addresses and ports changed.
+#[inline(always)]
+fn rewrite_l4<P: Packet>(p: &mut P, parsed: Parsed, ct: &Ct) -> bool {
+    if parsed.proto() == proto::SCTP {
+        return rewrite_sctp(p, parsed, ct.ports());
+    }
+    let l4 = L4 { zero_is_none: parsed.proto() == proto::UDP, v6: parsed.v6() };
+    if !p.fix_l4(parsed.l4_csum(), ct.delta_addr(), ct.delta_port(), l4) {
+        return false;
+    }
+    let Some(ports) = p.at_mut::<Word>(parsed.l4()) else { return false };
+    ports.value = ct.ports();
+    true
+}
+
+/// SCTP's checksum covers no addresses, and all of the packet (RFC 9260 section 6.8): a fragment whose ports change cannot be repaired. A field of
+/// zero stays: the device fills it in.
+#[inline(always)]
+fn rewrite_sctp<P: Packet>(p: &mut P, parsed: Parsed, ports: u32) -> bool {
+    let Some(sctp) = p.at_mut::<Sctp>(parsed.l4()) else { return false };
+    let changed = sctp.ports ^ ports;
+    if changed == 0 {
+        return true;
+    }
+    if parsed.fragment() {
+        return false;
+    }
+    sctp.ports = ports;
+    if sctp.csum != 0 {
+        sctp.csum ^= P::sctp_ports(changed, parsed.l4_len());
     }
     true
 }

@@ -3,7 +3,7 @@
 //! Reading borrows the packet, changing it needs `&mut`: a view that outlives a mutation (where the kernel would invalidate the pointer) does not
 //! compile.
 
-use netlb_common::Addr;
+use netlb_common::{Addr, checksum};
 
 /// A header that may be viewed in place.
 ///
@@ -39,6 +39,8 @@ wire! {
     pub struct Udp [8] { pub ports: u32, pub len: u16, pub csum: u16, }
     /// RFC 792, RFC 4443.
     pub struct Icmp [8] { pub kind: u8, pub code: u8, pub csum: u16, pub rest: u32, }
+    /// RFC 9260. What follows is the first chunk, whose type is its first byte.
+    pub struct Sctp [13] { pub ports: u32, pub tag: u32, pub csum: u32, pub chunk: u8, }
     /// Any 32-bit word.
     pub struct Word [4] { pub value: u32, }
     /// Any 16-bit word.
@@ -87,6 +89,21 @@ pub struct L4 {
     pub v6: bool,
 }
 
+/// Where the node would forward a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hop {
+    /// Out of this device (interface index).
+    To(u32),
+    /// Out of a device that takes no more than so many bytes; 0: it does not say.
+    TooBig(u32),
+    /// To the node itself.
+    Local,
+    /// Somewhere, but this hook cannot say where: its neighbour is not known yet.
+    Unresolved,
+    /// Nowhere.
+    Nowhere,
+}
+
 /// A frame at a hook.
 #[expect(clippy::len_without_is_empty, reason = "a frame is never empty")]
 pub trait Packet {
@@ -113,8 +130,18 @@ pub trait Packet {
     /// header, `content` of its words with a zero field. Right also where the frame's checksum is left to the device.
     fn set_l4(&mut self, offset: usize, pseudo: u16, content: u16) -> bool;
 
+    /// [`checksum::sctp_ports`], by way of what the hook's verifier bears.
+    #[inline(always)]
+    fn sctp_ports(changed: u32, len: u32) -> u32 {
+        checksum::sctp_ports(changed, len)
+    }
+
     /// Cuts the frame to `len` bytes.
     fn trim(&mut self, len: u32) -> bool;
+
+    /// Asks the node's FIB for the way of a packet of `len` bytes with these addresses. The hook keeps what it needs for
+    /// [`Verdict::route`](crate::verdict::Verdict::route).
+    fn route(&mut self, src: Addr, dst: Addr, proto: u8, len: u32) -> Hop;
 
     /// Makes `room` bytes between the Ethernet header and what follows.
     fn insert_after_eth(&mut self, room: u32) -> bool;

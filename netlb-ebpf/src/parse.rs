@@ -1,15 +1,14 @@
 //! From frame to tuple. Every length is checked here once; who comes after may trust it.
 //!
-//! What is not IPv4 or IPv6 in an untagged Ethernet II frame is not ours and passes. IPv4 options are stepped over, of IPv6 extension headers up
-//! to six. A later fragment has no ports; the tuple then ends at the addresses.
-
-use core::mem::MaybeUninit;
+//! What is not IPv4 or IPv6 in an untagged Ethernet II frame is not ours and passes: a tagged frame is left to the device that takes the tag off.
+//! IPv4 options are stepped over, of IPv6 extension headers up to six. A later fragment has no ports; [`fragment`](crate::fragment) finds them.
 
 use netlb_common::conntrack::CtKey;
+use netlb_common::fragment::FragmentKey;
 use netlb_common::{Addr, Reason, proto};
 use network_types::eth::EtherType;
 
-use crate::packet::{ETH_LEN, Eth, Extension, Icmp, Ipv4, Ipv6, Packet, Tcp, Udp};
+use crate::packet::{ETH_LEN, Eth, Extension, Icmp, Ipv4, Ipv6, Packet, Sctp, Tcp, Udp, Word};
 use crate::tables::Tables;
 
 /// Bytes that hold Ethernet, an IPv6 header and a TCP header: pulled before anything is read.
@@ -17,6 +16,23 @@ pub const PULL: u32 = 74;
 
 /// Extension headers stepped over (RFC 8200 recommends each at most once).
 const MAX_EXTENSIONS: usize = 6;
+
+/// Bits of the TCP flag byte (RFC 9293).
+mod tcp {
+    pub(super) const FIN: u8 = 1;
+    pub(super) const SYN: u8 = 2;
+    pub(super) const RST: u8 = 4;
+    pub(super) const ACK: u8 = 16;
+}
+
+/// Chunk types (RFC 9260 section 3.2).
+mod sctp {
+    pub(super) const INIT: u8 = 1;
+    pub(super) const INIT_ACK: u8 = 2;
+    pub(super) const ABORT: u8 = 6;
+    pub(super) const SHUTDOWN: u8 = 7;
+    pub(super) const SHUTDOWN_ACK: u8 = 8;
+}
 
 /// What parsing found, in one word (it crosses function boundaries in a register).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -33,9 +49,23 @@ mod bits {
     pub(super) const LATER_FRAGMENT: u64 = 1 << 42;
     pub(super) const HAS_PORTS: u64 = 1 << 43;
     pub(super) const ICMP_ERROR: u64 = 1 << 44;
+    pub(super) const FIRST_FRAGMENT: u64 = 1 << 45;
+    pub(super) const L4_LEN: u64 = 48; // 16 bits: bytes from the L4 header on, as the IP header has them
 }
 
 impl Parsed {
+    /// As a plain word, for a function of the object's own.
+    #[inline(always)]
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// Back from [`word`](Self::word).
+    #[inline(always)]
+    pub const fn from_word(word: u64) -> Self {
+        Parsed(word)
+    }
+
     #[inline(always)]
     fn reason(reason: Reason) -> Self {
         Parsed((reason.0 as u64) << bits::REASON)
@@ -67,7 +97,31 @@ impl Parsed {
         self.0 & bits::LATER_FRAGMENT != 0
     }
 
-    /// TCP or UDP with its ports in the tuple.
+    /// A fragment, the first or a later one.
+    #[inline(always)]
+    pub fn fragment(self) -> bool {
+        self.0 & (bits::FIRST_FRAGMENT | bits::LATER_FRAGMENT) != 0
+    }
+
+    /// The same, its ports known now.
+    #[inline(always)]
+    pub(crate) fn with_ports(self) -> Self {
+        Parsed(self.0 | bits::HAS_PORTS)
+    }
+
+    /// Bytes from the L4 header on, as the IP header has them.
+    #[inline(always)]
+    pub fn l4_len(self) -> u32 {
+        (self.0 >> bits::L4_LEN) as u32
+    }
+
+    /// Flows of this protocol begin and end by what their packets say: TCP, SCTP.
+    #[inline(always)]
+    pub fn connects(self) -> bool {
+        self.proto() == proto::TCP || self.proto() == proto::SCTP
+    }
+
+    /// TCP, UDP or SCTP with its ports in the tuple.
     #[inline(always)]
     pub fn has_ports(self) -> bool {
         self.0 & bits::HAS_PORTS != 0
@@ -96,6 +150,7 @@ impl Parsed {
         (self.0 >> bits::PROTO) as u8
     }
 
+    /// The flag byte of TCP; for SCTP what its first chunk means in these terms.
     #[inline(always)]
     pub fn tcp_flags(self) -> u8 {
         (self.0 >> bits::TCP_FLAGS) as u8
@@ -110,7 +165,7 @@ impl Parsed {
 
 /// Parses the frame; the tuple is written to `key` whenever the result is neither a fault nor not ours.
 #[inline(always)]
-pub fn parse<P: Packet, T: Tables>(p: &mut P, t: &T, key: &mut MaybeUninit<CtKey>) -> Parsed {
+pub fn parse<P: Packet, T: Tables>(p: &mut P, t: &T, key: &mut CtKey) -> Parsed {
     if !p.pull(PULL) {
         return Parsed::reason(Reason::MALFORMED);
     }
@@ -124,9 +179,14 @@ pub fn parse<P: Packet, T: Tables>(p: &mut P, t: &T, key: &mut MaybeUninit<CtKey
         if ip.version_ihl >> 4 != 4 || header < 20 || total < header || total + ETH_LEN > frame {
             return Parsed::reason(Reason::MALFORMED);
         }
-        let later = u16::from_be(ip.frag) & 0x1fff != 0;
+        let frag = u16::from_be(ip.frag) & 0x3fff;
         let (src, dst, next) = (ip.src(), ip.dst(), ip.proto);
-        l4(p, key, src, dst, next, ETH_LEN + header, total - header, later, 0)
+        let mut found = 0;
+        if frag != 0 {
+            found = if frag & 0x1fff != 0 { bits::LATER_FRAGMENT } else { bits::FIRST_FRAGMENT };
+            note(t, src, dst, ip.id as u64 | (next as u64) << 32);
+        }
+        l4(p, key, src, dst, next, ETH_LEN + header, total - header, found)
     } else if ether_type == EtherType::Ipv6 as u16 {
         let Some(ip) = p.at::<Ipv6>(ETH_LEN) else { return Parsed::reason(Reason::MALFORMED) };
         let total = u16::from_be(ip.len) as usize;
@@ -139,7 +199,7 @@ pub fn parse<P: Packet, T: Tables>(p: &mut P, t: &T, key: &mut MaybeUninit<CtKey
         }
         let mut next = ip.next;
         let mut at = ETH_LEN + 40;
-        let mut later = false;
+        let mut found = bits::V6;
         if is_extension(next) {
             let end = extensions(p, next);
             if end == 0 {
@@ -147,14 +207,17 @@ pub fn parse<P: Packet, T: Tables>(p: &mut P, t: &T, key: &mut MaybeUninit<CtKey
             }
             let end = t.forget_range(end);
             next = end as u8;
-            later = end >> 8 & 1 != 0;
             at = (end >> 16) as usize & 0xff;
+            if end >> 8 & 3 != 0 {
+                found |= if end >> 8 & 1 != 0 { bits::LATER_FRAGMENT } else { bits::FIRST_FRAGMENT };
+                note(t, src, dst, end >> 32);
+            }
         }
         let used = at.wrapping_sub(ETH_LEN + 40);
         if used > total {
             return Parsed::reason(Reason::MALFORMED);
         }
-        l4(p, key, src, dst, next, at, total - used, later, bits::V6)
+        l4(p, key, src, dst, next, at, total - used, found)
     } else {
         Parsed(bits::NOT_OURS)
     }
@@ -166,20 +229,40 @@ fn is_extension(next: u8) -> bool {
     matches!(next, 0 | 43 | 44 | 51 | 60)
 }
 
-/// Steps over extension headers: the next header in bits 0..8, "later fragment" in bit 8, the offset in 16..24; 0 if a header is cut short.
+/// Remembers what the packet's fragments have in common.
+#[inline(always)]
+fn note<T: Tables>(t: &T, src: Addr, dst: Addr, tail: u64) {
+    if let Some(scratch) = t.scratch() {
+        // SAFETY: this CPU's own record; no reference to the field is held.
+        let fragment: &mut FragmentKey = unsafe { &mut (*scratch.as_ptr()).fragment };
+        (fragment.src.hi, fragment.src.lo) = (src.hi, src.lo);
+        (fragment.dst.hi, fragment.dst.lo) = (dst.hi, dst.lo);
+        fragment.tail = tail;
+    }
+}
+
+/// Steps over extension headers: the next header in bits 0..8, "later fragment" in bit 8, "first fragment" in bit 9, the offset in 16..24, a fragment's
+/// identification in 32..64; 0 if a header is cut short.
 #[inline(always)]
 fn extensions<P: Packet>(p: &P, first: u8) -> u64 {
     let mut next = first;
     let mut at = ETH_LEN + 40;
-    let mut later = false;
+    let mut fragment = 0;
     for _ in 0..MAX_EXTENSIONS {
-        if !is_extension(next) || later {
+        if !is_extension(next) || fragment & 1 << 8 != 0 {
             break;
         }
         let Some(header) = p.at::<Extension>(at & 0xff) else { return 0 };
         let len = match next {
             44 => {
-                later = u16::from_be(header.data) & 0xfff8 != 0;
+                let Some(id) = p.at::<Word>((at & 0xff) + 4) else { return 0 };
+                let data = u16::from_be(header.data);
+                // Neither offset nor more: a whole datagram (RFC 6946).
+                fragment = match data {
+                    data if data & 0xfff8 != 0 => 1 << 8,
+                    data if data & 1 != 0 => 2 << 8,
+                    _ => 0,
+                } | (id.value as u64) << 32;
                 8
             }
             // AH counts in words of 4, two not counted (RFC 4302).
@@ -193,7 +276,7 @@ fn extensions<P: Packet>(p: &P, first: u8) -> u64 {
         next = header.next;
         at += len;
     }
-    next as u64 | (later as u64) << 8 | (at as u64) << 16
+    next as u64 | fragment | (at as u64) << 16
 }
 
 /// The L4 part: `at` its offset, `len` the bytes the IP header says there are.
@@ -201,20 +284,20 @@ fn extensions<P: Packet>(p: &P, first: u8) -> u64 {
 #[expect(clippy::too_many_arguments, reason = "always inlined: a struct would go through memory")]
 fn l4<P: Packet>(
     p: &mut P,
-    key: &mut MaybeUninit<CtKey>,
+    key: &mut CtKey,
     src: Addr,
     dst: Addr,
     next: u8,
     at: usize,
     len: usize,
-    later: bool,
-    family: u64,
+    start: u64,
 ) -> Parsed {
     let at = at & 0xff;
-    let mut found = family | (at as u64) << bits::L4_OFFSET | (next as u64) << bits::PROTO;
+    let mut found =
+        start | (at as u64) << bits::L4_OFFSET | (next as u64) << bits::PROTO | (len as u64) << bits::L4_LEN;
     let mut ports = 0;
-    if later {
-        found |= bits::LATER_FRAGMENT;
+    if start & bits::LATER_FRAGMENT != 0 {
+        // No L4 header here.
     } else if next == proto::TCP {
         if at + 20 > PULL as usize && !p.pull(at as u32 + 20) {
             return Parsed::reason(Reason::MALFORMED);
@@ -235,15 +318,30 @@ fn l4<P: Packet>(
         }
         ports = udp.ports;
         found |= bits::HAS_PORTS | 8 << bits::L4_HEADER;
-    } else if next == if family == 0 { proto::ICMP } else { proto::ICMPV6 } {
+    } else if next == proto::SCTP {
+        let Some(sctp) = p.at::<Sctp>(at) else { return Parsed::reason(Reason::MALFORMED) };
+        if len < 16 {
+            return Parsed::reason(Reason::MALFORMED);
+        }
+        ports = sctp.ports;
+        let flags = match sctp.chunk {
+            sctp::INIT => tcp::SYN,
+            sctp::INIT_ACK => tcp::SYN | tcp::ACK,
+            sctp::ABORT => tcp::RST,
+            sctp::SHUTDOWN | sctp::SHUTDOWN_ACK => tcp::FIN,
+            _ => tcp::ACK,
+        };
+        found |= bits::HAS_PORTS | (flags as u64) << bits::TCP_FLAGS | 12 << bits::L4_HEADER;
+    } else if next == if start & bits::V6 == 0 { proto::ICMP } else { proto::ICMPV6 } {
         let Some(icmp) = p.at::<Icmp>(at) else { return Parsed::reason(Reason::MALFORMED) };
         // Errors: destination unreachable, source quench, time exceeded, parameter problem; ICMPv6 types 1 to 4.
-        let error = if family == 0 { matches!(icmp.kind, 3 | 4 | 11 | 12) } else { matches!(icmp.kind, 1..=4) };
+        let error =
+            if start & bits::V6 == 0 { matches!(icmp.kind, 3 | 4 | 11 | 12) } else { matches!(icmp.kind, 1..=4) };
         if error {
             found |= bits::ICMP_ERROR;
         }
         found |= 8 << bits::L4_HEADER;
     }
-    key.write(CtKey::from_words(src, dst, ports, next));
+    key.set(src, dst, ports, next);
     Parsed(found)
 }

@@ -4,56 +4,54 @@
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
 use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
-use netlb_ebpf::{from_pod, socket, to_pod};
+use netlb_ebpf::enter::enter;
+use netlb_ebpf::leave::leave;
+use netlb_ebpf::socket;
 
 use crate::hooks::sock::{self, SockAddr};
 use crate::hooks::tc::Skb;
 use crate::hooks::xdp::Xdp;
 use crate::kernel::KernelTables;
 
-#[classifier]
-pub fn from_pod(ctx: TcContext) -> i32 {
-    let mut skb = Skb(ctx.skb.skb);
-    let ifindex = skb.ifindex();
-    let verdict = from_pod::from_pod(&mut skb, &KernelTables, ifindex);
-    skb.finish(verdict)
+/// A TC program: the route, and whether its device is an uplink. There, a frame with a VLAN tag is left to the device that takes the tag off.
+macro_rules! classifiers {
+    ($($name:ident $route:path, $outside:literal;)*) => { $(
+        #[classifier]
+        pub fn $name(ctx: TcContext) -> i32 {
+            let mut skb = Skb(ctx.skb.skb);
+            if $outside && skb.tagged() {
+                return -1;
+            }
+            let device = skb.device($outside);
+            let verdict = $route(&mut skb, &KernelTables, device);
+            skb.finish(verdict, device)
+        }
+    )* };
 }
 
-#[classifier]
-pub fn to_pod(ctx: TcContext) -> i32 {
-    let mut skb = Skb(ctx.skb.skb);
-    let verdict = to_pod::to_pod(&mut skb, &KernelTables);
-    skb.finish(verdict)
+classifiers! {
+    from_pod enter, false;
+    to_pod leave, false;
+    from_outside enter, true;
+    to_outside leave, true;
 }
 
-#[classifier]
-pub fn from_outside(_ctx: TcContext) -> i32 {
-    -1
+macro_rules! xdps {
+    ($($name:ident $route:path, $outside:literal;)*) => { $(
+        #[xdp]
+        pub fn $name(ctx: XdpContext) -> u32 {
+            let mut frame = Xdp(ctx.ctx);
+            let device = frame.device($outside);
+            let verdict = $route(&mut frame, &KernelTables, device);
+            frame.finish(verdict)
+        }
+    )* };
 }
 
-#[classifier]
-pub fn to_outside(_ctx: TcContext) -> i32 {
-    -1
-}
-
-#[xdp]
-pub fn xdp_from_outside(_ctx: XdpContext) -> u32 {
-    2
-}
-
-#[xdp]
-pub fn xdp_from_pod(ctx: XdpContext) -> u32 {
-    let mut frame = Xdp(ctx.ctx);
-    let ifindex = frame.ifindex();
-    let verdict = from_pod::from_pod(&mut frame, &KernelTables, ifindex);
-    frame.finish(verdict)
-}
-
-#[xdp]
-pub fn xdp_to_pod(ctx: XdpContext) -> u32 {
-    let mut frame = Xdp(ctx.ctx);
-    let verdict = to_pod::to_pod(&mut frame, &KernelTables);
-    frame.finish(verdict)
+xdps! {
+    xdp_from_pod enter, false;
+    xdp_to_pod leave, false;
+    xdp_from_outside enter, true;
 }
 
 /// Writes jiffies64 and the monotonic clock (ns), native u64 each, over the first 16 bytes of its packet. Never attached: the agent runs it by

@@ -11,23 +11,42 @@ use crate::parse::Parsed;
 use crate::tables::Tables;
 use crate::verdict::Verdict;
 
+/// IPv4's "don't fragment".
+const DONT_FRAGMENT: u16 = 0x4000;
+
 /// TTL of what netlb itself sends (RFC 1700).
 const TTL: u8 = 64;
 
-/// Bytes of the refused packet that are quoted at most, behind its network header: its ports, and what a UDP receiver checks.
+/// Bytes of the refused packet that are quoted behind its network header: its ports, and what a UDP receiver checks; of TCP the whole header: a
+/// frame whose checksum is left to the device cannot be cut before that field.
 const QUOTED_L4: u32 = 8;
+const QUOTED_TCP: u32 = 20;
 
-/// Words quoted at most: an IPv6 header, extension headers up to 20 bytes, 8 bytes of L4.
+/// Words quoted at most: an IPv6 header and 20 bytes of TCP, or extension headers up to 20 bytes and 8 of another protocol; or IPv4 options likewise.
 const QUOTED_WORDS: usize = 17;
 
 const ICMP_LEN: u32 = 8;
 
 #[inline(always)]
-pub fn refuse<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed, reason: Reason) -> Verdict {
-    let done = match (parsed.proto(), parsed.v6()) {
-        (proto::TCP, _) => reset(p, parsed),
-        (_, false) => unreachable4(p, parsed),
-        (_, true) => unreachable6(p, parsed),
+pub fn refuse<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed, reason: Reason, mtu: u16) -> Verdict {
+    // Kind and code in ICMP and in ICMPv6, and the word behind the checksum, where ICMP has the MTU in its second half (RFC 1191 section 4).
+    let (v4, v6) = match reason {
+        Reason::FRAGMENTATION_NEEDED => ((3, 4), (2, 0)),
+        Reason::TTL_EXCEEDED => ((11, 0), (3, 0)),
+        _ => ((3, 3), (1, 4)),
+    };
+    let rest = if reason != Reason::FRAGMENTATION_NEEDED {
+        0
+    } else if parsed.v6() {
+        (mtu as u32).to_be()
+    } else {
+        (mtu.to_be() as u32) << 16
+    };
+    let refused = reason != Reason::FRAGMENTATION_NEEDED && reason != Reason::TTL_EXCEEDED;
+    let done = match (refused && parsed.proto() == proto::TCP, parsed.v6()) {
+        (true, _) => reset(p, parsed),
+        (false, false) => error4(p, parsed, v4, rest),
+        (false, true) => error6(p, parsed, v6, rest),
     };
     if done.is_some() && nat::swap_macs(p) {
         t.count(reason);
@@ -35,6 +54,23 @@ pub fn refuse<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed, reason: Re
     } else {
         Verdict::drop(reason)
     }
+}
+
+/// A packet larger than the next device takes: the sender is told the MTU, unless the packet may be fragmented or must not be answered (RFC 1122
+/// section 3.2.2); then it is dropped.
+#[inline(always)]
+pub fn too_big<P: Packet>(p: &P, parsed: Parsed, mtu: u32) -> Verdict {
+    let fragments = match p.at::<Ipv4>(ETH_LEN) {
+        _ if parsed.v6() => false,
+        Some(ip) => u16::from_be(ip.frag) & DONT_FRAGMENT == 0,
+        None => true,
+    };
+    if fragments || parsed.later_fragment() {
+        return Verdict::drop(Reason::TOO_BIG);
+    }
+    // A kernel that does not say how much fits: what every link of the family takes (RFC 791 section 3.2, RFC 8200 section 5).
+    let least = if parsed.v6() { 1280 } else { 576 };
+    Verdict::too_big(if mtu == 0 { least } else { mtu })
 }
 
 /// Turns a TCP segment into the RST that answers it. Network headers stay, with their options.
@@ -100,9 +136,9 @@ fn reset<P: Packet>(p: &mut P, parsed: Parsed) -> Option<()> {
     p.set_l4(at + 16, pseudo, content).then_some(())
 }
 
-/// Wraps the packet's start into an ICMP port unreachable.
+/// Wraps the packet's start into an ICMP error.
 #[inline(never)]
-fn unreachable4<P: Packet>(p: &mut P, parsed: Parsed) -> Option<()> {
+fn error4<P: Packet>(p: &mut P, parsed: Parsed, (kind, code): (u8, u8), rest: u32) -> Option<()> {
     let quoted = quote(p, parsed)?;
     if !p.insert_after_eth(20 + ICMP_LEN) {
         return None;
@@ -124,15 +160,15 @@ fn unreachable4<P: Packet>(p: &mut P, parsed: Parsed) -> Option<()> {
         dst: inner.src,
     };
     let at = ETH_LEN + 20;
-    *p.at_mut::<Icmp>(at)? = Icmp { kind: 3, code: 3, csum: 0, rest: 0 };
+    *p.at_mut::<Icmp>(at)? = Icmp { kind, code, csum: 0, rest };
     let sum = sum(p, at, ICMP_LEN + quoted)?;
     p.at_mut::<Icmp>(at)?.csum = !checksum::fold(sum);
     Some(())
 }
 
-/// Wraps the packet's start into an ICMPv6 port unreachable.
+/// Wraps the packet's start into an ICMPv6 error.
 #[inline(never)]
-fn unreachable6<P: Packet>(p: &mut P, parsed: Parsed) -> Option<()> {
+fn error6<P: Packet>(p: &mut P, parsed: Parsed, (kind, code): (u8, u8), rest: u32) -> Option<()> {
     let quoted = quote(p, parsed)?;
     if !p.insert_after_eth(40 + ICMP_LEN) {
         return None;
@@ -150,7 +186,7 @@ fn unreachable6<P: Packet>(p: &mut P, parsed: Parsed) -> Option<()> {
         dst_lo: inner.src_lo,
     };
     let at = ETH_LEN + 40;
-    *p.at_mut::<Icmp>(at)? = Icmp { kind: 1, code: 4, csum: 0, rest: 0 };
+    *p.at_mut::<Icmp>(at)? = Icmp { kind, code, csum: 0, rest };
     let pseudo = Addr::v6(inner.src_hi, inner.src_lo).sum()
         + Addr::v6(inner.dst_hi, inner.dst_lo).sum()
         + payload as u32
@@ -163,11 +199,14 @@ fn unreachable6<P: Packet>(p: &mut P, parsed: Parsed) -> Option<()> {
 /// Cuts the frame to what is quoted, and returns the quote's length: the network headers and 8 bytes.
 #[inline(always)]
 fn quote<P: Packet>(p: &mut P, parsed: Parsed) -> Option<u32> {
-    let quoted = (parsed.l4() - ETH_LEN) as u32 + QUOTED_L4;
+    let tcp = parsed.proto() == proto::TCP;
+    let quoted = (parsed.l4() - ETH_LEN) as u32 + if tcp { QUOTED_TCP } else { QUOTED_L4 };
     if quoted as usize > QUOTED_WORDS * 4 || p.len() < quoted + ETH_LEN as u32 || !p.trim(quoted + ETH_LEN as u32) {
         return None;
     }
-    if parsed.proto() == proto::UDP && !parsed.later_fragment() {
+    if tcp {
+        settle_tcp(p, parsed.l4())?;
+    } else if parsed.proto() == proto::UDP && !parsed.later_fragment() {
         settle(p, parsed.l4())?;
     }
     Some(quoted)
@@ -180,6 +219,16 @@ fn quote<P: Packet>(p: &mut P, parsed: Parsed) -> Option<u32> {
 fn settle<P: Packet>(p: &mut P, at: usize) -> Option<()> {
     let udp = p.at_mut::<Udp>(at)?;
     udp.csum = (!checksum::fold(checksum::sum32(udp.ports) + udp.len as u32)).rotate_right(1);
+    Some(())
+}
+
+/// The same for a quoted TCP header.
+#[inline(always)]
+fn settle_tcp<P: Packet>(p: &mut P, at: usize) -> Option<()> {
+    let tcp = p.at_mut::<Tcp>(at)?;
+    let words = checksum::sum32(tcp.ports) + checksum::sum32(tcp.seq) + checksum::sum32(tcp.ack);
+    let rest = u16::from_ne_bytes([tcp.offset, tcp.flags]) as u32 + tcp.window as u32 + tcp.urgent as u32;
+    tcp.csum = (!checksum::fold(words + rest)).rotate_right(1);
     Some(())
 }
 

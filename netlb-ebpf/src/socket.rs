@@ -4,12 +4,11 @@
 //! is given another at its next send.
 
 use netlb_common::backend::state;
-use netlb_common::config::{Config, flags};
-use netlb_common::frontend::FrontendKey;
+use netlb_common::config::{Config, flags, pods};
 use netlb_common::socket::{SocketKey, SocketValue};
 use netlb_common::{Addr, Port, Reason, hash};
 
-use crate::service::{self, Address};
+use crate::service::{self, Target};
 use crate::tables::Tables;
 
 /// The address a socket talks to, as the hook shows it.
@@ -43,30 +42,66 @@ fn tail(port: Port, proto: u8) -> u64 {
     port.0 as u64 | (proto as u64) << 16
 }
 
-/// Is this socket ours to translate?
+/// Whose socket it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    /// A process of the node: this hook is the base for it, and decides everything.
+    Node,
+    /// A pod, by its address. Only what its packets would come to as well is translated, the rest is left to them.
+    Pod(Addr),
+    /// Somebody netlb has nothing to do with.
+    Stranger,
+}
+
 #[inline(always)]
-fn config<'t, D: Destination, T: Tables>(d: &D, t: &'t T) -> Option<&'t Config> {
-    t.config().filter(|c| c.flags & flags::SOCKET_ALL != 0 || c.netns_cookie == d.netns())
+fn owner<D: Destination, T: Tables>(d: &D, t: &T, config: &Config, v4: bool) -> Owner {
+    let netns = d.netns();
+    if config.netns_cookie == netns {
+        return Owner::Node;
+    }
+    if config.flags & flags::SOCKET_ALL == 0 {
+        return Owner::Stranger;
+    }
+    match t.client(netns).map(|pod| if v4 { pod.addr4 } else { pod.addr6 }) {
+        Some(addr) if addr != Addr::UNSPECIFIED => Owner::Pod(addr),
+        _ => Owner::Stranger,
+    }
 }
 
 /// connect(), and each sendmsg() of an unconnected UDP socket (`datagram`).
 #[inline(always)]
 pub fn outgoing<D: Destination, T: Tables>(d: &mut D, t: &T, datagram: bool) -> Answer {
-    let Some(config) = config(d, t) else { return Answer::Allow };
+    let Some(config) = t.config() else { return Answer::Allow };
     let (vip, port, proto) = (d.addr(), d.port(), d.proto());
-    let Some(frontend) = t.frontend(&FrontendKey::new(vip, port, proto)) else {
-        return match service::address(t, config, vip) {
-            Address::Foreign => Answer::Allow,
-            Address::Vip => {
-                t.count(Reason::SOCKET_UNDEFINED_PORT);
-                Answer::Refused
-            }
-            Address::Unallocated => {
-                t.count(Reason::SOCKET_UNALLOCATED);
-                Answer::Unreachable
-            }
-        };
+    let owner = owner(d, t, config, vip.is_v4());
+    // The node has no single address before it connects: its primary one stands for it.
+    let client = match owner {
+        Owner::Stranger => return Answer::Allow,
+        Owner::Pod(addr) => addr,
+        Owner::Node if vip.is_v4() => config.node4,
+        Owner::Node => config.node6,
     };
+    let pod = owner != Owner::Node;
+    let refused = |reason: Reason, answer: Answer| {
+        if pod {
+            return Answer::Allow;
+        }
+        t.count(reason);
+        answer
+    };
+    let frontend = match service::target(t, config, vip, port, proto) {
+        Target::Frontend(frontend) => frontend,
+        Target::Foreign => return Answer::Allow,
+        Target::Undefined => return refused(Reason::SOCKET_UNDEFINED_PORT, Answer::Refused),
+        Target::Unallocated => return refused(Reason::SOCKET_UNALLOCATED, Answer::Unreachable),
+    };
+    // Where its packets may be masqueraded a pod's socket is left alone: the backend must see the same source either way.
+    if pod && (config.pods != pods::KNOWN || service::masquerades(config, frontend.flags, 0, true)) {
+        return Answer::Allow;
+    }
+    if !service::in_range(t, frontend, client) {
+        return refused(Reason::SOCKET_SOURCE_RANGE, Answer::Unreachable);
+    }
     let cookie = d.cookie();
     let forward = SocketKey { cookie, addr: vip, tail: tail(port, proto) | FORWARD };
     let kept = match t.socket(&forward) {
@@ -77,20 +112,29 @@ pub fn outgoing<D: Destination, T: Tables>(d: &mut D, t: &T, datagram: bool) -> 
         _ => None,
     };
     let now = t.now();
-    // The node has no single address before it connects: its session is its network namespace's.
-    let client = Addr { hi: d.netns(), lo: 0 };
-    let flow = (hash::words(config.seed, cookie, forward.tail ^ now as u64) >> 32) as u32;
     let id = match kept {
         Some(id) => id,
-        None => match service::choose(t, frontend, client, flow, config.hz, now) {
-            Some(id) => id,
-            None => {
-                t.count(Reason::SOCKET_NO_ENDPOINTS);
-                return Answer::Refused;
+        None => {
+            let list = service::list(frontend, false);
+            if list.count == 0 {
+                return if list.empty == Reason::NO_ENDPOINTS {
+                    refused(Reason::SOCKET_NO_ENDPOINTS, Answer::Refused)
+                } else {
+                    refused(Reason::SOCKET_NO_LOCAL, Answer::Unreachable)
+                };
             }
-        },
+            let flow = (hash::words(config.seed, cookie, forward.tail ^ now as u64) >> 32) as u32;
+            match service::choose(t, list, client, flow, config, now) {
+                Some(id) => id,
+                None => return Answer::Refused,
+            }
+        }
     };
     let Some(b) = t.backend(id) else { return Answer::Refused };
+    // A pod that reaches itself must see the VIP as source: its packets see to that.
+    if pod && b.addr == client {
+        return Answer::Allow;
+    }
     if kept.is_none() {
         t.count(Reason::SOCKET_TRANSLATED);
         t.count_flow(id);
@@ -113,7 +157,8 @@ pub fn outgoing<D: Destination, T: Tables>(d: &mut D, t: &T, datagram: bool) -> 
 /// recvmsg() and getpeername(): the address that the socket's owner believes in.
 #[inline(always)]
 pub fn incoming<D: Destination, T: Tables>(d: &mut D, t: &T) {
-    if config(d, t).is_none() {
+    let Some(config) = t.config() else { return };
+    if owner(d, t, config, d.addr().is_v4()) == Owner::Stranger {
         return;
     }
     let key = SocketKey { cookie: d.cookie(), addr: d.addr(), tail: tail(d.port(), d.proto()) };

@@ -35,12 +35,22 @@ pub enum Claim {
 /// Records too big for the 512-byte stack, built here. One a CPU; nothing in it outlives a packet.
 #[repr(C)]
 pub struct Scratch {
+    /// The packet's tuple. Set by the route, from `parse`.
+    pub key: CtKey,
     pub flow: NewFlow,
     /// Where a flow's other direction is looked for. Set by `conntrack::partner`.
     pub partner: CtKey,
+    /// The reversed tuple of a packet that leaves. Set by `leave::wants_masquerade`.
+    pub reversed: CtKey,
     /// The session of a new flow's client. Set by `service::choose`.
     pub session: AffinityKey,
     pub session_backend: AffinityValue,
+    /// What the packet's fragments have in common. Set by `parse`, for fragments.
+    pub fragment: FragmentKey,
+    /// Set by `fragment::follow`.
+    pub first: FragmentValue,
+    /// Set by `service::in_range`.
+    pub range: SourceRangeKey,
     /// See [`Tables::forget_range`].
     pub word: u64,
 }

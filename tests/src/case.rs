@@ -9,7 +9,7 @@ use netlb_common::{Addr, Reason};
 use netlb_ebpf::verdict::Decision;
 
 use crate::packet::{Frame, MOVED, dissect, show, verify};
-use crate::world::{Pod, World};
+use crate::world::{Pod, SNAT_PORTS, World};
 
 /// Where a packet meets netlb.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -18,6 +18,10 @@ pub enum Hook {
     FromPod(u32),
     /// The stack delivers it to a pod.
     ToPod,
+    /// It comes in by the uplink.
+    FromOutside,
+    /// The stack sends it out by the uplink.
+    ToOutside,
 }
 
 /// What must become of a packet.
@@ -29,6 +33,8 @@ pub enum Outcome {
     Reflect,
     /// To the pod behind this device.
     Deliver(u32),
+    /// Out of the device the FIB names; its MACs are the kernel's business.
+    Route,
 }
 
 impl From<Decision> for Outcome {
@@ -38,7 +44,8 @@ impl From<Decision> for Outcome {
             Decision::Pass => Outcome::Pass,
             Decision::Reflect => Outcome::Reflect,
             Decision::Deliver(ifindex) => Outcome::Deliver(ifindex),
-            Decision::Drop(_) | Decision::Refuse(_) | Decision::Open | Decision::Skip => Outcome::Drop,
+            Decision::Route(_) => Outcome::Route,
+            Decision::Drop(_) | Decision::Refuse(..) | Decision::Open | Decision::Skip => Outcome::Drop,
         }
     }
 }
@@ -51,7 +58,8 @@ pub enum Seen {
     Reflect,
     /// The device, where the runner can see it.
     Deliver(Option<u32>),
-    /// TC has one code for both of the last two.
+    Route,
+    /// TC has one code for the last three, XDP one for the last two.
     Redirect,
 }
 
@@ -59,9 +67,12 @@ impl Seen {
     /// Whether a runner that sees this may have had that outcome.
     pub fn is(self, outcome: Outcome) -> bool {
         match (self, outcome) {
-            (Seen::Pass, Outcome::Pass) | (Seen::Drop, Outcome::Drop) | (Seen::Reflect, Outcome::Reflect) => true,
+            (Seen::Pass, Outcome::Pass)
+            | (Seen::Drop, Outcome::Drop)
+            | (Seen::Reflect, Outcome::Reflect)
+            | (Seen::Route, Outcome::Route) => true,
             (Seen::Deliver(seen), Outcome::Deliver(wanted)) => seen.is_none_or(|seen| seen == wanted),
-            (Seen::Redirect, Outcome::Reflect | Outcome::Deliver(_)) => true,
+            (Seen::Redirect, Outcome::Reflect | Outcome::Deliver(_) | Outcome::Route) => true,
             _ => false,
         }
     }
@@ -73,6 +84,9 @@ pub struct Got {
     pub verdict: Seen,
     pub frame: Vec<u8>,
 }
+
+/// Bytes of the two MACs of a frame.
+const MACS: usize = 12;
 
 /// A runner could not process a packet, and why.
 #[derive(Debug)]
@@ -92,7 +106,7 @@ pub struct Flow {
 /// Something that runs packets: the host core, or programs in the kernel.
 pub trait Runner {
     /// Whether it can process a frame at all.
-    fn takes(&self, _frame: &[u8], _gso: u32) -> bool {
+    fn takes(&self, _hook: Hook, _frame: &[u8], _gso: u32) -> bool {
         true
     }
     fn send(&mut self, hook: Hook, frame: &[u8], gso: u32) -> Result<Got, Refused>;
@@ -128,6 +142,16 @@ pub fn to_pod(frame: Frame) -> Send {
     Send::new(Hook::ToPod, frame)
 }
 
+/// A packet that comes in by the uplink.
+pub fn from_outside(frame: Frame) -> Send {
+    Send::new(Hook::FromOutside, frame)
+}
+
+/// A packet that the stack sends out by the uplink.
+pub fn to_outside(frame: Frame) -> Send {
+    Send::new(Hook::ToOutside, frame)
+}
+
 impl Send {
     fn new(hook: Hook, frame: Frame) -> Self {
         Send { hook, frame, gso: 0, outcome: Outcome::Pass, out: None, reasons: Vec::new(), new: 0, assured: 0 }
@@ -150,7 +174,13 @@ impl Send {
         self.counts(&[Reason::REDIRECTED])
     }
 
-    /// Goes back to the pod it came from.
+    /// Forwarded by the FIB, and counted as that.
+    pub fn routes_as(mut self, out: Frame) -> Self {
+        (self.outcome, self.out) = (Outcome::Route, Some(out));
+        self.counts(&[Reason::ROUTED])
+    }
+
+    /// Goes back where it came from.
     pub fn reflects(mut self, out: Frame) -> Self {
         (self.outcome, self.out) = (Outcome::Reflect, Some(out));
         self
@@ -281,7 +311,7 @@ impl Case {
 impl Send {
     fn run(&self, runner: &mut impl Runner, moved: &mut Option<u16>) -> Result<(), String> {
         let sent = self.ready(&self.frame, *moved)?.bytes();
-        if !runner.takes(&sent, self.gso) {
+        if !runner.takes(self.hook, &sent, self.gso) {
             return Ok(());
         }
         let before = Tally::take(runner)?;
@@ -300,7 +330,8 @@ impl Send {
                 *moved = Some(moved_port(&got.frame)?);
             }
             let wanted = self.ready(wanted, *moved)?.bytes();
-            if got.frame != wanted {
+            let macs = if self.outcome == Outcome::Route { MACS } else { 0 };
+            if got.frame.get(macs..) != wanted.get(macs..) {
                 return Err(story(format!("expected\n{}\n{}", show(&wanted), difference(&wanted, &got.frame))));
             }
             if verify(&sent).is_ok()
@@ -345,7 +376,11 @@ impl Send {
 fn moved_port(frame: &[u8]) -> Result<u16, String> {
     let ip = dissect(frame)?.ip.ok_or("no IP packet where a moved port is expected")?;
     let port = frame.get(ip.l4..ip.l4 + 2).map_or(0, |b| u16::from_be_bytes([b[0], b[1]]));
-    if (32_768..61_000).contains(&port) { Ok(port) } else { Err(format!("a flow was moved to source port {port}")) }
+    if (32_768..61_000).contains(&port) || SNAT_PORTS.contains(&port) {
+        Ok(port)
+    } else {
+        Err(format!("a flow was moved to source port {port}"))
+    }
 }
 
 struct Tally {

@@ -21,8 +21,17 @@ pub struct Function {
 pub enum Call {
     /// Another function of the object.
     Function(Place),
-    /// A compiler's helper, by symbol: memcpy, memset and the like are loops over bytes.
-    Memory(String),
+    /// The same, by symbol: a function that the verifier walks by itself, or one of the compiler's ([`MEMORY`]).
+    Symbol(String),
+}
+
+/// The compiler's helpers: loops over bytes.
+const MEMORY: [&str; 5] = ["memcpy", "memmove", "memset", "memcmp", "bcmp"];
+
+impl Call {
+    fn is_memory(&self) -> bool {
+        matches!(self, Call::Symbol(name) if MEMORY.contains(&name.as_str()))
+    }
 }
 
 /// Every function of an object.
@@ -70,7 +79,7 @@ impl Disassembly {
                 calls.push(if target.starts_with('.') {
                     Call::Function((target.to_owned(), target_of(0, imm)))
                 } else {
-                    Call::Memory(target.to_owned())
+                    Call::Symbol(target.to_owned())
                 });
             } else if let Some(bytes) = instruction(line) {
                 let place = function.clone().with_context(|| format!("an instruction outside any function: {line}"))?;
@@ -126,7 +135,7 @@ impl Disassembly {
         for call in &function.calls {
             let below = match call {
                 Call::Function(place) => self.depth(place, round, level + 1)?,
-                Call::Memory(name) => self.depth(self.find(name)?.0, round, level + 1)?,
+                Call::Symbol(name) => self.depth(self.find(name)?.0, round, level + 1)?,
             };
             deepest = deepest.max(below);
         }
@@ -139,7 +148,7 @@ impl Disassembly {
     /// If there is no such function.
     pub fn memory_calls(&self, program: &str) -> Result<u32> {
         let (_, function) = self.find(program)?;
-        Ok(function.calls.iter().filter(|call| matches!(call, Call::Memory(_))).count() as u32)
+        Ok(function.calls.iter().filter(|call| call.is_memory()).count() as u32)
     }
 
     /// Calls of memcpy and the like in everything a program can reach.
@@ -157,8 +166,9 @@ impl Disassembly {
             let Some(function) = self.0.get(&place) else { bail!("no function at {}+{:#x}", place.0, place.1) };
             for call in &function.calls {
                 match call {
+                    _ if call.is_memory() => count += 1,
                     Call::Function(place) => open.push(place.clone()),
-                    Call::Memory(_) => count += 1,
+                    Call::Symbol(name) => open.push(self.find(name)?.0.clone()),
                 }
             }
         }
@@ -232,7 +242,7 @@ Disassembly of section classifier:
         let d = Disassembly::parse(TEXT).unwrap();
         let of = |name: &str| d.find(name).unwrap().1;
         assert_eq!((of("helper").frame, of("middle").frame, of("program").frame), (8, 0x28, 0x10));
-        assert_eq!(of("middle").calls, [Call::Function((".text".into(), 0)), Call::Memory("memset".into())]);
+        assert_eq!(of("middle").calls, [Call::Function((".text".into(), 0)), Call::Symbol("memset".into())]);
         assert_eq!(of("program").calls, [Call::Function((".text".into(), 0x18))]);
         assert_eq!(d.stack("program", |frame| frame.next_multiple_of(16)).unwrap(), 16 + 48 + 16);
         assert_eq!((d.memory_calls("program").unwrap(), d.reachable_memory_calls("program").unwrap()), (0, 1));

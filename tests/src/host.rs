@@ -20,24 +20,28 @@ use netlb_common::socket::{SocketKey, SocketValue};
 use netlb_common::source_range::SourceRangeKey;
 use netlb_common::uplink::UplinkValue;
 use netlb_common::{Addr, Port, Reason, checksum};
-use netlb_ebpf::packet::{Half, L4, Packet, Wire};
+use netlb_ebpf::detour::Detour;
+use netlb_ebpf::enter::{Device, enter};
+use netlb_ebpf::leave::leave;
+use netlb_ebpf::packet::{Half, Hop, L4, Packet, Wire};
 use netlb_ebpf::tables::{Claim, Ct, Scratch, Tables, Tier};
 use netlb_ebpf::verdict::{Decision, Verdict};
-use netlb_ebpf::{from_pod, to_pod};
 
 use crate::case::{Flow, Got, Hook, Refused, Runner, Seen};
-use crate::world::{HZ, World};
+use crate::world::{HZ, UPLINK, World};
 
 /// A frame in memory.
-pub struct HostPacket {
+pub struct HostPacket<'w> {
     pub bytes: Vec<u8>,
     /// Payload bytes of each segment of a GSO frame, else 0.
     pub gso: u32,
+    /// What the node's FIB knows.
+    pub world: &'w World,
 }
 
 const ETH_LEN: usize = 14;
 
-impl Packet for HostPacket {
+impl Packet for HostPacket<'_> {
     fn len(&self) -> u32 {
         self.bytes.len() as u32
     }
@@ -87,6 +91,10 @@ impl Packet for HostPacket {
         true
     }
 
+    fn route(&mut self, _src: Addr, dst: Addr, _proto: u8, len: u32) -> Hop {
+        self.world.hop(dst, len)
+    }
+
     fn insert_after_eth(&mut self, room: u32) -> bool {
         if self.bytes.len() < ETH_LEN {
             return false;
@@ -95,6 +103,8 @@ impl Packet for HostPacket {
         true
     }
 }
+
+impl Detour for HostPacket<'_> {}
 
 /// Entries at stable addresses. What is replaced or removed stays allocated until [`bury`](Shelf::bury): a handle to it stays valid for the
 /// packet that holds it, as RCU has it.
@@ -216,11 +226,15 @@ impl HostTables {
 
     /// Sends a frame through a hook. The decision, and what the frame has become.
     pub fn run(&mut self, hook: Hook, frame: &[u8], gso: u32) -> (Decision, Vec<u8>) {
-        let mut p = HostPacket { bytes: frame.to_vec(), gso };
+        let mut p = HostPacket { bytes: frame.to_vec(), gso, world: &self.world };
+        let uplink = Device::uplink(UPLINK);
         let verdict: Verdict = match hook {
-            Hook::FromPod(ifindex) => from_pod::from_pod(&mut p, self, ifindex),
-            Hook::ToPod => to_pod::to_pod(&mut p, self),
+            Hook::FromPod(ifindex) => enter(&mut p, self, Device::pod(ifindex)),
+            Hook::ToPod => leave(&mut p, self, Device::pod(0)),
+            Hook::FromOutside => enter(&mut p, self, uplink),
+            Hook::ToOutside => leave(&mut p, self, uplink),
         };
+        let bytes = p.bytes;
         let decision = verdict.decide();
         // As each hook's finish() does.
         if let Decision::Drop(reason) = decision {
@@ -231,7 +245,7 @@ impl HostTables {
         self.affinity.bury();
         self.sockets.bury();
         self.fragments.bury();
-        (decision, p.bytes)
+        (decision, bytes)
     }
 
     /// Moves every stamp into the past, where the clock is not the test's to set.
@@ -240,6 +254,7 @@ impl HostTables {
             shelf.rewrite(|v| v.seen = v.seen.wrapping_sub(jiffies));
         }
         self.affinity.rewrite(|v| v.seen = v.seen.wrapping_sub(jiffies));
+        self.fragments.rewrite(|v| v.seen = v.seen.wrapping_sub(jiffies));
     }
 
     /// New flows by backend id.
@@ -424,7 +439,8 @@ impl Runner for HostTables {
             Decision::Drop(_) => Seen::Drop,
             Decision::Reflect => Seen::Reflect,
             Decision::Deliver(ifindex) => Seen::Deliver(Some(ifindex)),
-            Decision::Refuse(_) | Decision::Open | Decision::Skip => {
+            Decision::Route(_) => Seen::Route,
+            Decision::Refuse(..) | Decision::Open | Decision::Skip => {
                 return Err(Refused(format!("the route returned {decision:?}, which no hook knows")));
             }
         };

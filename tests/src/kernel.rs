@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
+use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
@@ -13,12 +14,16 @@ use netlb_common::affinity::{AffinityKey, AffinityValue};
 use netlb_common::backend::BackendValue;
 use netlb_common::conntrack::{CtKey, CtValue};
 use netlb_common::endpoint::EndpointValue;
+use netlb_common::fragment::{FragmentKey, FragmentValue};
 use netlb_common::frontend::{FrontendKey, FrontendValue};
 use netlb_common::maps::{name, program};
+use netlb_common::source_range::SourceRangeKey;
+use netlb_common::uplink::UplinkValue;
 use netlb_common::{Addr, Reason};
 
 use crate::case::{Flow, Got, Hook, Refused, Runner, Seen};
-use crate::world::{HZ, World};
+use crate::outside::Outside;
+use crate::world::{HZ, UPLINK, World};
 
 /// Which pair of programs runs the packets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,6 +53,7 @@ pub struct Kernel {
     ebpf: Ebpf,
     entry: Entry,
     world: World,
+    outside: Outside,
 }
 
 impl Kernel {
@@ -66,13 +72,16 @@ impl Kernel {
         }
         let mut ebpf = loader.load(bytes).context("loading the kernel object")?;
         let programs = match entry {
-            Entry::Xdp => [program::XDP_FROM_POD, program::XDP_TO_POD, program::CLOCK],
-            Entry::Tc => [program::FROM_POD, program::TO_POD, program::CLOCK],
+            Entry::Xdp => &[program::XDP_FROM_POD, program::XDP_TO_POD, program::XDP_FROM_OUTSIDE, program::CLOCK][..],
+            Entry::Tc => {
+                &[program::FROM_POD, program::TO_POD, program::FROM_OUTSIDE, program::TO_OUTSIDE, program::CLOCK]
+            }
         };
         for name in programs {
             load_program(&mut ebpf, name)?;
         }
-        let mut kernel = Kernel { ebpf, entry, world: World::new() };
+        let outside = Outside::new().context("making a namespace with an uplink")?;
+        let mut kernel = Kernel { ebpf, entry, world: World::new(), outside };
         kernel.reset(world)?;
         Ok(kernel)
     }
@@ -85,6 +94,7 @@ impl Kernel {
         clear::<CtKey, CtValue>(&mut self.ebpf, name::CT)?;
         clear::<CtKey, CtValue>(&mut self.ebpf, name::CT_NEW)?;
         clear::<AffinityKey, AffinityValue>(&mut self.ebpf, name::AFFINITY)?;
+        clear::<FragmentKey, FragmentValue>(&mut self.ebpf, name::FRAGMENTS)?;
         self.write(world)?;
         let now = self.jiffies()?;
         let mut flows = hash::<CtKey, CtValue>(&mut self.ebpf, name::CT_NEW)?;
@@ -109,6 +119,20 @@ impl Kernel {
             &world.endpoints,
             bytemuck::Zeroable::zeroed(),
         )?;
+        let uplinks = |world: &World| {
+            let uplink = world.uplinks.get(&UPLINK).copied();
+            uplink.into_iter().flat_map(|value| [(LO, value), (self.outside.ifindex, value)]).collect()
+        };
+        sync_hash::<u32, UplinkValue>(ebpf, name::UPLINKS, &uplinks(&old), &uplinks(world))?;
+        let mut ranges: LpmTrie<&mut MapData, [u32; 5], u32> = LpmTrie::try_from(map(ebpf, name::SOURCE_RANGES)?)?;
+        let trie_key = |key: &SourceRangeKey| {
+            let [prefix, data @ ..] = bytemuck::cast::<SourceRangeKey, [u32; 6]>(*key);
+            Key::new(prefix, data)
+        };
+        for key in old.source_ranges.difference(&world.source_ranges) {
+            ranges.remove(&trie_key(key))?;
+        }
+        world.source_ranges.iter().try_for_each(|key| ranges.insert(&trie_key(key), 1, 0))?;
         let mut config: Array<&mut MapData, netlb_common::config::Config> = Array::try_from(map(ebpf, name::CONFIG)?)?;
         config.set(0, world.config, 0)?;
         Ok(())
@@ -156,11 +180,16 @@ impl Kernel {
             ctx_in: (gso != 0).then_some(ctx.as_slice()),
             ..TestRunOptions::default()
         };
+        self.outside.enter()?;
         let result = match (self.entry, hook) {
             (Entry::Xdp, Hook::FromPod(_)) => xdp(&self.ebpf, program::XDP_FROM_POD)?.test_run(options),
             (Entry::Xdp, Hook::ToPod) => xdp(&self.ebpf, program::XDP_TO_POD)?.test_run(options),
             (Entry::Tc, Hook::FromPod(_)) => tc(&self.ebpf, program::FROM_POD)?.test_run(options),
+            (Entry::Xdp, Hook::FromOutside) => xdp(&self.ebpf, program::XDP_FROM_OUTSIDE)?.test_run(options),
+            (Entry::Xdp, Hook::ToOutside) => bail!("XDP has no egress on uplinks"),
             (Entry::Tc, Hook::ToPod) => tc(&self.ebpf, program::TO_POD)?.test_run(options),
+            (Entry::Tc, Hook::FromOutside) => tc(&self.ebpf, program::FROM_OUTSIDE)?.test_run(options),
+            (Entry::Tc, Hook::ToOutside) => tc(&self.ebpf, program::TO_OUTSIDE)?.test_run(options),
         };
         let result = match result {
             Ok(result) => result,
@@ -172,7 +201,7 @@ impl Kernel {
             (Entry::Xdp, 1) => Seen::Drop,
             (Entry::Xdp, 2) => Seen::Pass,
             (Entry::Xdp, 3) => Seen::Reflect,
-            (Entry::Xdp, 4) => Seen::Deliver(None),
+            (Entry::Xdp, 4) => Seen::Redirect,
             (Entry::Tc, 2) => Seen::Drop,
             (Entry::Tc, 7) => Seen::Redirect,
             // TCX_NEXT, -1.
@@ -224,8 +253,8 @@ impl Kernel {
 }
 
 impl Runner for Kernel {
-    fn takes(&self, frame: &[u8], gso: u32) -> bool {
-        Kernel::accepts(self.entry, frame, gso)
+    fn takes(&self, hook: Hook, frame: &[u8], gso: u32) -> bool {
+        (self.entry, hook) != (Entry::Xdp, Hook::ToOutside) && Kernel::accepts(self.entry, frame, gso)
     }
 
     fn send(&mut self, hook: Hook, frame: &[u8], gso: u32) -> Result<Got, Refused> {
@@ -279,6 +308,9 @@ impl Kernel {
         for name in [name::CT, name::CT_NEW] {
             rewrite::<CtKey, CtValue>(&mut self.ebpf, name, |v| v.seen = v.seen.wrapping_sub(jiffies))?;
         }
+        rewrite::<FragmentKey, FragmentValue>(&mut self.ebpf, name::FRAGMENTS, |v| {
+            v.seen = v.seen.wrapping_sub(jiffies)
+        })?;
         rewrite::<AffinityKey, AffinityValue>(&mut self.ebpf, name::AFFINITY, |v| v.seen = v.seen.wrapping_sub(jiffies))
     }
 }
@@ -290,8 +322,12 @@ impl Kernel {
 pub fn load_program(ebpf: &mut Ebpf, name: &str) -> anyhow::Result<()> {
     let program = ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
     let loaded = match name {
-        program::FROM_POD | program::TO_POD => <&mut SchedClassifier>::try_from(program)?.load(),
-        program::XDP_FROM_POD | program::XDP_TO_POD | program::CLOCK => <&mut Xdp>::try_from(program)?.load(),
+        program::FROM_POD | program::TO_POD | program::FROM_OUTSIDE | program::TO_OUTSIDE => {
+            <&mut SchedClassifier>::try_from(program)?.load()
+        }
+        program::XDP_FROM_POD | program::XDP_TO_POD | program::XDP_FROM_OUTSIDE | program::CLOCK => {
+            <&mut Xdp>::try_from(program)?.load()
+        }
         _ => <&mut aya::programs::CgroupSockAddr>::try_from(program)?.load(),
     };
     loaded.map_err(|e| {

@@ -5,6 +5,7 @@
 //! - [`case`]: scenarios with expectations, run by the [`host`] (the core without a kernel) or in the [`kernel`].
 //! - [`random`]: worlds and packets by chance, the same for the same seed.
 //! - [`cases`]: the table of all cases.
+//! - [`outside`]: the namespace whose FIB a test run asks.
 //! - [`golden`]: from YAML to map dumps.
 //! - [`disassembly`]: what the kernel object's code says about itself.
 //! - [`harness`], [`need`]: tests that are data, and tests that a machine may not be able to run.
@@ -31,6 +32,7 @@ pub mod http;
 pub mod kernel;
 pub mod kernel_objects;
 pub mod need;
+pub mod outside;
 pub mod packet;
 pub mod puppet;
 pub mod random;

@@ -14,10 +14,28 @@ use netlb_common::source_range::SourceRangeKey;
 use netlb_common::uplink::UplinkValue;
 use netlb_common::{Addr, Port, proto};
 
+use netlb_ebpf::packet::Hop;
+
 use crate::packet::{Mac, ToIp};
 
 /// Jiffies a second, in every test world. The kernel's own number does not matter: only differences count, and tests age entries themselves.
 pub const HZ: u32 = 250;
+
+/// Interface index of the uplink in every test world.
+pub const UPLINK: u32 = 20;
+
+/// The node's addresses.
+pub const NODE_V4: &str = "192.0.2.10";
+pub const NODE_V6: &str = "2001:db8:2::10";
+
+/// Source ports of masqueraded flows (host order).
+pub const SNAT_PORTS: std::ops::Range<u16> = 1_024..30_000;
+
+/// MTU of the way to these destinations; others take what the uplink does, 1500.
+pub const NARROW: [(&str, u8, u32); 2] = [("10.8.0.0", 16, 1_300), ("fd00:8::", 64, 1_300)];
+
+/// Destinations without a way.
+pub const NOWHERE: [(&str, u8); 2] = [("10.9.0.0", 16), ("fd00:9::", 64)];
 
 /// A pod of this node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +90,10 @@ impl World {
     pub fn new() -> Self {
         let mut config = Config::zeroed();
         (config.hz, config.seed) = (HZ, 1);
+        (config.node4, config.node6) = (Addr::from_ip(NODE_V4.to_ip()), Addr::from_ip(NODE_V6.to_ip()));
+        config.snat_first = SNAT_PORTS.start.into();
+        config.snat_count = SNAT_PORTS.len() as u32;
+        let uplink = UplinkValue { addr4: config.node4, addr6: config.node6, mtu: 1500, flags: 0 };
         World {
             config,
             frontends: BTreeMap::new(),
@@ -80,7 +102,7 @@ impl World {
             endpoints: BTreeMap::new(),
             endpoint_by_addr: BTreeMap::new(),
             endpoint_by_ifindex: BTreeMap::new(),
-            uplinks: BTreeMap::new(),
+            uplinks: BTreeMap::from([(UPLINK, uplink)]),
             source_ranges: BTreeSet::new(),
             clients: BTreeMap::new(),
             flows: BTreeMap::new(),
@@ -168,6 +190,23 @@ impl World {
         self
     }
 
+    /// Where the node forwards a packet of `len` bytes.
+    pub fn hop(&self, dst: Addr, len: u32) -> Hop {
+        let inside = |net: &str, bits: u8| {
+            let net = Addr::from_ip(net.to_ip());
+            net.is_v4() == dst.is_v4() && dst.masked(bits) == net.masked(bits)
+        };
+        if dst == self.config.node4 || dst == self.config.node6 {
+            Hop::Local
+        } else if NOWHERE.iter().any(|(net, bits)| inside(net, *bits)) {
+            Hop::Nowhere
+        } else {
+            let narrow = NARROW.iter().find(|(net, bits, _)| inside(net, *bits));
+            let mtu = narrow.map_or(1_500, |(.., mtu)| *mtu);
+            if len > mtu { Hop::TooBig(mtu) } else { Hop::To(UPLINK) }
+        }
+    }
+
     /// Gives a Service port ClientIP affinity.
     pub fn sticky(mut self, frontend: &str, seconds: u32) -> Self {
         let value = self.frontends.get_mut(&frontend_key(frontend)).unwrap_or_else(|| panic!("no frontend {frontend}"));
@@ -238,7 +277,8 @@ pub fn frontend_key(text: &str) -> FrontendKey {
     let proto = match name {
         "TCP" => proto::TCP,
         "UDP" => proto::UDP,
-        _ => panic!("{text:?}: the protocol is TCP or UDP"),
+        "SCTP" => proto::SCTP,
+        _ => panic!("{text:?}: the protocol is TCP, UDP or SCTP"),
     };
     FrontendKey::new(addr, port, proto)
 }

@@ -7,14 +7,21 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::{
-    bpf_l4_csum_replace, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_change_type,
-    bpf_skb_pull_data,
+    bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail,
+    bpf_skb_change_type, bpf_skb_pull_data,
 };
-use netlb_ebpf::packet::{L4, Packet, Wire};
+use netlb_common::{Addr, Reason};
+use netlb_ebpf::detour::Detour;
+use netlb_ebpf::enter::Device;
+use netlb_ebpf::packet::{Hop, L4, Packet, Wire};
+use netlb_ebpf::parse::Parsed;
 use netlb_ebpf::tables::Tables;
 use netlb_ebpf::verdict::{Decision, Verdict};
+use netlb_ebpf::{enter, icmp, leave, refuse};
 
+use crate::hooks::fib::Fib;
 use crate::kernel::KernelTables;
+use crate::maps::FIB;
 
 /// On to the next program, then the stack (TCX_NEXT, also TC_ACT_UNSPEC).
 const NEXT: i32 = -1;
@@ -39,12 +46,6 @@ impl Skb {
         unsafe { at(self.0).read() }
     }
 
-    /// Interface index of the device the packet is on.
-    #[inline(always)]
-    pub(crate) fn ifindex(&self) -> u32 {
-        self.field(|skb| unsafe { &raw const (*skb).ifindex })
-    }
-
     #[inline(always)]
     fn view<T>(&self, offset: usize) -> Option<*mut T> {
         let start = self.field(|skb| unsafe { &raw const (*skb).data }) as usize;
@@ -59,9 +60,22 @@ impl Skb {
         unsafe { bpf_l4_csum_replace(self.0, offset as u32, 0, by as u64, flags) == 0 }
     }
 
+    /// The device whose hook this is.
+    #[inline(always)]
+    pub(crate) fn device(&self, outside: bool) -> Device {
+        let ifindex = self.field(|skb| unsafe { &raw const (*skb).ifindex });
+        if outside { Device::uplink(ifindex) } else { Device::pod(ifindex) }
+    }
+
+    /// The frame carries a VLAN tag: it belongs to the device that takes the tag off.
+    #[inline(always)]
+    pub(crate) fn tagged(&self) -> bool {
+        self.field(|skb| unsafe { &raw const (*skb).vlan_present }) != 0
+    }
+
     /// The verdict as TCX wants it.
     #[inline(always)]
-    pub(crate) fn finish(&mut self, verdict: Verdict) -> i32 {
+    pub(crate) fn finish(&mut self, verdict: Verdict, device: Device) -> i32 {
         match verdict.decide() {
             Decision::Pass => NEXT,
             Decision::Drop(reason) => {
@@ -69,9 +83,23 @@ impl Skb {
                 DROP
             }
             // Routes resolve these themselves.
-            Decision::Refuse(_) | Decision::Open | Decision::Skip => DROP,
-            Decision::Reflect => self.deliver(self.ifindex()),
+            Decision::Refuse(..) | Decision::Open | Decision::Skip => DROP,
+            // SAFETY: scalar arguments.
+            Decision::Reflect if device.is_uplink() => unsafe { bpf_redirect(device.ifindex(), 0) as i32 },
+            Decision::Reflect => self.deliver(device.ifindex()),
             Decision::Deliver(ifindex) => self.deliver(ifindex),
+            Decision::Route(ifindex) => Self::route_out(ifindex),
+        }
+    }
+
+    /// Out of a device, by the neighbour that the FIB named; the kernel finds its MAC, and waits for it if need be.
+    #[inline(always)]
+    fn route_out(ifindex: u32) -> i32 {
+        let Some(fib) = FIB.get_ptr_mut(0) else { return DROP };
+        // SAFETY: this CPU's own record; the helper is told the size of what it reads.
+        unsafe {
+            let hop = (*fib).next_hop();
+            bpf_redirect_neigh(ifindex, hop.cast(), size_of::<[u32; 5]>() as i32, 0) as i32
         }
     }
 
@@ -85,6 +113,10 @@ impl Skb {
             bpf_redirect_peer(ifindex, 0) as i32
         }
     }
+}
+
+super::detours! {
+    Skb __sk_buff { tc_unknown_entering tc_unknown_leaving tc_error_entering tc_error_leaving tc_refuse }
 }
 
 impl Packet for Skb {
@@ -136,9 +168,20 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
+    fn sctp_ports(changed: u32, len: u32) -> u32 {
+        super::sctp_ports(changed, len)
+    }
+
+    #[inline(always)]
     fn trim(&mut self, len: u32) -> bool {
         // SAFETY: valid context; the helper checks the length.
         self.len() == len || unsafe { bpf_skb_change_tail(self.0, len, 0) == 0 }
+    }
+
+    #[inline(always)]
+    fn route(&mut self, src: Addr, dst: Addr, proto: u8, len: u32) -> Hop {
+        let ifindex = self.field(|skb| unsafe { &raw const (*skb).ifindex });
+        Fib::ask(self.0.cast(), ifindex, src, dst, proto, len, true)
     }
 
     #[inline(always)]

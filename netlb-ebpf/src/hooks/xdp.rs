@@ -2,12 +2,18 @@
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
-use netlb_common::checksum;
-use netlb_ebpf::packet::{Eth, Half, L4, Packet, Wire};
+use netlb_common::{Addr, Reason, checksum};
+use netlb_ebpf::detour::Detour;
+use netlb_ebpf::enter::Device;
+use netlb_ebpf::packet::{Eth, Half, Hop, L4, Packet, Wire};
+use netlb_ebpf::parse::Parsed;
 use netlb_ebpf::tables::Tables;
 use netlb_ebpf::verdict::{Decision, Verdict};
+use netlb_ebpf::{enter, icmp, leave, refuse};
 
+use crate::hooks::fib::Fib;
 use crate::kernel::KernelTables;
+use crate::maps::FIB;
 
 const DROP: u32 = 1;
 const PASS: u32 = 2;
@@ -22,10 +28,12 @@ impl Xdp {
         unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) }
     }
 
+    /// The device the frame arrived on.
     #[inline(always)]
-    pub(crate) fn ifindex(&self) -> u32 {
+    pub(crate) fn device(&self, outside: bool) -> Device {
         // SAFETY: as above.
-        unsafe { (*self.0).ingress_ifindex }
+        let ifindex = unsafe { (*self.0).ingress_ifindex };
+        if outside { Device::uplink(ifindex) } else { Device::pod(ifindex) }
     }
 
     #[inline(always)]
@@ -45,12 +53,29 @@ impl Xdp {
                 DROP
             }
             // Routes resolve these themselves.
-            Decision::Refuse(_) | Decision::Open | Decision::Skip => DROP,
+            Decision::Refuse(..) | Decision::Open | Decision::Skip => DROP,
             Decision::Reflect => TX,
             // SAFETY: scalar arguments.
             Decision::Deliver(ifindex) => unsafe { bpf_redirect(ifindex, 0) as u32 },
+            Decision::Route(ifindex) => self.route_out(ifindex),
         }
     }
+
+    /// Out of a device, to the neighbour that the FIB named.
+    #[inline(always)]
+    fn route_out(&mut self, ifindex: u32) -> u32 {
+        let Some(fib) = FIB.get_ptr_mut(0) else { return DROP };
+        // SAFETY: this CPU's own record.
+        let [mac0, mac1, mac2] = unsafe { (*fib).macs() };
+        let Some(eth) = self.at_mut::<Eth>(0) else { return DROP };
+        (eth.mac0, eth.mac1, eth.mac2) = (mac0, mac1, mac2);
+        // SAFETY: scalar arguments.
+        unsafe { bpf_redirect(ifindex, 0) as u32 }
+    }
+}
+
+super::detours! {
+    Xdp xdp_md { xdp_unknown_entering xdp_unknown_leaving xdp_error_entering xdp_error_leaving xdp_refuse }
 }
 
 impl Packet for Xdp {
@@ -105,10 +130,21 @@ impl Packet for Xdp {
     }
 
     #[inline(always)]
+    fn sctp_ports(changed: u32, len: u32) -> u32 {
+        super::sctp_ports(changed, len)
+    }
+
+    #[inline(always)]
     fn trim(&mut self, len: u32) -> bool {
         let excess = self.len().wrapping_sub(len) as i32;
         // SAFETY: valid context; the helper checks the length.
         excess == 0 || unsafe { bpf_xdp_adjust_tail(self.0, -excess) == 0 }
+    }
+
+    #[inline(always)]
+    fn route(&mut self, src: Addr, dst: Addr, proto: u8, len: u32) -> Hop {
+        let ifindex = self.device(true).ifindex();
+        Fib::ask(self.0.cast(), ifindex, src, dst, proto, len, false)
     }
 
     #[inline(always)]

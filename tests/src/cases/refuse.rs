@@ -9,17 +9,7 @@ use crate::packet::{ACK, Ext, FIN, PSH, RST, SYN};
 pub(super) fn cases() -> Vec<Case> {
     Cast::BOTH
         .into_iter()
-        .flat_map(|c| {
-            [
-                no_endpoints(c),
-                undefined_port(c),
-                unallocated(c),
-                ping(c),
-                mid_stream(c),
-                late_fragment(c),
-                with_headers(c),
-            ]
-        })
+        .flat_map(|c| [no_endpoints(c), undefined_port(c), unallocated(c), ping(c), mid_stream(c), with_headers(c)])
         .collect()
 }
 
@@ -66,7 +56,7 @@ fn undefined_port(c: Cast) -> Case {
     let syn = c.request().tcp(PORT, 81, SYN);
     let ack = c.request().tcp(PORT, 81, ACK | PSH).seq(9, 77).payload(b"data");
     let query = c.request().udp(PORT, 80).payload(b"x");
-    let sctp = c.request().raw(132).payload(&[1; 12]);
+    let sctp = c.request().raw(132).payload(&[1; 16]);
     case(
         format!("A port, or protocol, that a live VIP does not serve is refused ({})", c.family()),
         c.world(Road::Redirect),
@@ -92,7 +82,7 @@ fn unallocated(c: Cast) -> Case {
         .send(from_pod(&CLIENT, to(c.syn())).drops(Reason::UNALLOCATED))
         .send(from_pod(&CLIENT, to(c.query())).drops(Reason::UNALLOCATED))
         .send(from_pod(&CLIENT, to(c.request().icmp(if c.v6 { 128 } else { 8 }, 0))).drops(Reason::UNALLOCATED))
-        .send(from_pod(&CLIENT, to(c.request().raw(132).payload(&[1; 12]))).drops(Reason::UNALLOCATED))
+        .send(from_pod(&CLIENT, to(c.request().raw(132).payload(&[1; 16]))).drops(Reason::UNALLOCATED))
         // The Service is deleted: so is its address.
         .change(|w| w.frontends.clear())
         .send(from_pod(&CLIENT, c.syn()).drops(Reason::UNALLOCATED))
@@ -130,18 +120,6 @@ fn mid_stream(c: Cast) -> Case {
         .send(from_pod(&CLIENT, c.tcp(RST | ACK, b"")).drops(Reason::STRAY_RST))
         // Answers of no known flow are nobody's business.
         .send(from_pod(&BACKEND, c.tcp_answer(SYN | ACK, b"")))
-}
-
-fn late_fragment(c: Cast) -> Case {
-    let rest = c.request().fragment(2, false).raw(17).payload(&[b'x'; 16]);
-    let first = c.query().fragment(0, true).udp_len(400).payload(&[b'x'; 8]);
-    let out = |f: crate::packet::Frame| f.dst(c.of(&BACKEND));
-    case(
-        format!("A datagram's first fragment finds its backend, a later one is dropped ({})", c.family()),
-        c.world(Road::Stack),
-    )
-    .send(from_pod(&CLIENT, first.clone()).passes_as(out(first).dport(5353)).opens())
-    .send(from_pod(&CLIENT, rest).drops(Reason::FRAGMENT))
 }
 
 fn with_headers(c: Cast) -> Case {

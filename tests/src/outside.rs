@@ -1,0 +1,81 @@
+//! A network namespace in which the kernel's FIB knows what [`World::hop`](crate::world::World::hop) says: an uplink, a default route to a neighbour
+//! behind it, narrower and missing ways.
+
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use netlb_testnode::netns::{NetNs, sysctl};
+
+use crate::world::{NARROW, NODE_V4, NODE_V6, NOWHERE};
+
+/// The uplink's name.
+const DEVICE: &str = "up0";
+
+/// The next hop of everything, by family.
+const GATEWAYS: [&str; 2] = ["192.0.2.1", "2001:db8:2::1"];
+
+/// The namespace; it goes with this value and the threads that entered it.
+pub struct Outside {
+    namespace: NetNs,
+    /// Interface index of the uplink.
+    pub ifindex: u32,
+}
+
+impl Outside {
+    /// Makes it.
+    ///
+    /// # Errors
+    /// Without root, or if `ip` (iproute2) fails.
+    pub fn new() -> Result<Self> {
+        let namespace = NetNs::create()?;
+        let ifindex = namespace.run(furnish)??;
+        Ok(Outside { namespace, ifindex })
+    }
+
+    /// Takes the calling thread there, for good: a test run asks the FIB of the namespace of its caller.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn enter(&self) -> Result<()> {
+        self.namespace.enter()
+    }
+}
+
+fn furnish() -> Result<u32> {
+    ip(&format!("link add {DEVICE} type veth peer name peer0"))?;
+    for device in ["lo", DEVICE, "peer0"] {
+        ip(&format!("link set {device} up"))?;
+    }
+    sysctl("net/ipv4/ip_forward", "1")?;
+    sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    ip(&format!("addr add {NODE_V4}/24 dev {DEVICE}"))?;
+    ip(&format!("addr add {NODE_V6}/64 dev {DEVICE} nodad"))?;
+    for gateway in GATEWAYS {
+        ip(&format!("neigh add {gateway} lladdr 02:00:00:00:00:01 nud permanent dev {DEVICE}"))?;
+        ip(&format!("route add default via {gateway}"))?;
+    }
+    for (net, bits, mtu) in NARROW {
+        let gateway = GATEWAYS[usize::from(net.contains(':'))];
+        ip(&format!("route add {net}/{bits} via {gateway} mtu lock {mtu}"))?;
+    }
+    for (net, bits) in NOWHERE {
+        ip(&format!("route add unreachable {net}/{bits}"))?;
+    }
+    index(DEVICE)
+}
+
+fn index(device: &str) -> Result<u32> {
+    let name = std::ffi::CString::new(device)?;
+    // SAFETY: a NUL-terminated string.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(std::io::Error::last_os_error()).with_context(|| format!("device {device}")),
+        index => Ok(index),
+    }
+}
+
+fn ip(arguments: &str) -> Result<()> {
+    let done =
+        Command::new("ip").args(arguments.split(' ')).output().context("running ip (Debian package iproute2)")?;
+    ensure!(done.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&done.stderr).trim());
+    Ok(())
+}
