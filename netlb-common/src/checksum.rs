@@ -41,19 +41,8 @@ pub const fn sum32(word: u32) -> u32 {
 /// CRC32c's polynomial, bits reversed (RFC 9260 appendix A).
 const CRC32C: u32 = 0x82f6_3b78;
 
-/// `x^(8 * 2^k)` modulo the polynomial, for k from 0: how a CRC register changes by 2^k bytes of zeros.
-const ZERO_BYTES: [u32; 16] = {
-    let mut powers = [0; 16];
-    // x^8: bit 31 stands for x^0.
-    let mut power = 0x0080_0000;
-    let mut k = 0;
-    while k < 16 {
-        powers[k] = power;
-        power = multiply(power, power);
-        k += 1;
-    }
-    powers
-};
+/// `x^8`, by which a CRC register is multiplied for a byte of zeros; bit 31 stands for `x^0`.
+const ZERO_BYTE: u32 = 0x0080_0000;
 
 /// Product of two polynomials modulo CRC32c's, bits reversed.
 #[inline(always)]
@@ -72,13 +61,14 @@ const fn multiply(a: u32, mut b: u32) -> u32 {
 /// wire-order bytes, as is the checksum): the exclusive or of old and new field. CRCs are linear, so the rest of the packet need not be read.
 #[inline(always)]
 pub const fn sctp_ports(delta: u32, len: u32) -> u32 {
-    let mut change = delta;
-    let mut k = 0;
-    while k < 16 {
+    let (mut change, mut zeros) = (delta, ZERO_BYTE);
+    let mut bit = 0;
+    while bit < 16 {
         // Not a branch either.
-        let taken = 0u32.wrapping_sub(len >> k & 1);
-        change = multiply(change, ZERO_BYTES[k]) & taken | change & !taken;
-        k += 1;
+        let taken = 0u32.wrapping_sub(len >> bit & 1);
+        change = multiply(change, zeros) & taken | change & !taken;
+        zeros = multiply(zeros, zeros);
+        bit += 1;
     }
     change
 }

@@ -10,7 +10,7 @@ pub struct Reason(pub u8);
 pub enum Kind {
     /// Dropped without an answer.
     Drop,
-    /// Answered with TCP RST, ICMP port unreachable, or an error from connect().
+    /// Answered with TCP RST, an ICMP error, or an error from connect().
     Refuse,
     /// Went on; worth counting.
     Note,

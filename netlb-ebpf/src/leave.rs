@@ -68,10 +68,8 @@ pub fn leave<P: Detour, T: Tables>(p: &mut P, t: &T, device: Device) -> Verdict 
     }
     if ct.is(flags::ROUTED) {
         let verdict = enter::route(p, t, parsed, ct);
-        return match verdict.decide() {
-            Decision::Refuse(reason, _) => Verdict::drop(reason),
-            _ => verdict,
-        };
+        // Nobody can be answered from here.
+        return if let Decision::Refuse(reason, _) = verdict.decide() { Verdict::drop(reason) } else { verdict };
     }
     if nat::rewrite(p, parsed, &ct, false) { Verdict::PASS } else { Verdict::drop(Reason::REWRITE_FAILED) }
 }
