@@ -25,17 +25,11 @@ pub enum Target<'t> {
     Unallocated,
 }
 
-/// A frontend at its own address.
-#[inline(always)]
-pub fn own<T: Tables>(t: &T, addr: Addr, port: Port, proto: u8) -> Option<&FrontendValue> {
-    t.frontend(&FrontendKey::new(addr, port, proto))
-}
-
 /// Finds what a packet or call is addressed to. Port 0 and protocol 0 ask for the address alone.
 #[inline(always)]
 pub fn target<'t, T: Tables>(t: &'t T, config: &Config, addr: Addr, port: Port, proto: u8) -> Target<'t> {
     if proto != 0
-        && let Some(frontend) = own(t, addr, port, proto)
+        && let Some(frontend) = t.frontend(&FrontendKey::new(addr, port, proto))
     {
         return Target::Frontend(frontend);
     }
