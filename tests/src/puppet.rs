@@ -200,6 +200,7 @@ fn obey(sockets: &mut BTreeMap<u32, OwnedFd>, order: Order) -> Result<Outcome, E
             let kind = match transport {
                 Transport::Tcp => SockType::Stream,
                 Transport::Udp => SockType::Datagram,
+                Transport::Sctp => return Err(Errno::EPROTONOSUPPORT),
             };
             let made = socket::socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
             let patience = TimeVal::new(i64::try_from(PATIENCE.as_secs()).unwrap_or(i64::MAX), 0);

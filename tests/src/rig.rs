@@ -320,6 +320,7 @@ impl Rig {
                 transport: *transport,
                 expect: backends.clone(),
                 refusal: backends.is_empty(),
+                silence: false,
                 at_least: 2 * count + 2,
                 at_most: 40 * count,
                 timeout_ms: u64::try_from(PATIENCE.as_millis()).unwrap_or(u64::MAX),

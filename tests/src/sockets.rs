@@ -35,6 +35,7 @@ pub fn connect_within(bound: Duration, transport: Transport, from: Option<u16>, 
     let kind = match transport {
         Transport::Tcp => SockType::Stream,
         Transport::Udp => SockType::Datagram,
+        Transport::Sctp => bail!("the kernel has no SCTP sockets; see netlb_testnode::sctp"),
     };
     let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket =
@@ -121,6 +122,7 @@ pub fn ask(transport: Transport, to: SocketAddr, line: &str) -> Result<Answer> {
     match transport {
         Transport::Tcp => ask_on(&tcp(None, to)?, line),
         Transport::Udp => ask_by(&udp(None, to)?, line),
+        Transport::Sctp => bail!("the kernel has no SCTP sockets; see netlb_testnode::sctp"),
     }
 }
 

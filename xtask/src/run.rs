@@ -32,6 +32,9 @@ pub(crate) struct Args {
     /// What may be faster than the packet path
     #[arg(long, default_value = "none", value_parser = ["none", "socket"])]
     accel: String,
+    /// Prove it again with the agents restarted with the other value of --accel, and compare
+    #[arg(long, conflicts_with = "detached")]
+    compare_accel: bool,
     /// How many nodes
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(netlb_testnode::address::MAX_NODES)))]
     nodes: u8,
@@ -143,7 +146,8 @@ fn drive(node: &TestNode, args: &Args, input: Manifests) -> Result<bool> {
     }
 
     println!("\nServices:\n{}", show::services(&frontends::frontends(&node.cluster())));
-    let mut report = proof::prove(node, |round| println!("Asking every Service {round} …"))?;
+    let say = |round: &str| println!("Asking every Service {round} …");
+    let mut report = proof::prove(node, say)?;
     if !args.detached && args.accel == "none" {
         report.failures.extend(proof::wrong_road(&args.delivery, node.nodes().len(), &report.clients));
         report.ok = report.failures.is_empty();
@@ -151,6 +155,18 @@ fn drive(node: &TestNode, args: &Args, input: Manifests) -> Result<bool> {
     if let Err(error) = agents {
         report.ok = false;
         report.failures.insert(0, format!("netlb does not work: {error:#}"));
+    }
+    if args.compare_accel {
+        let with = if args.accel == "none" { "socket" } else { "none" };
+        println!("The same with --accel {with}:");
+        node.restart_agents(&AgentOptions { accel: with.to_owned(), ..options })?;
+        node.wait_applied(revision)?;
+        let second = proof::prove(node, say)?;
+        let compared = proof::compare(&args.accel, &report.clients, with, &second.clients);
+        report.failures.extend(second.failures.iter().map(|failure| format!("--accel {with}: {failure}")));
+        report.failures.extend(compared.differences.clone());
+        report.compared = Some(compared);
+        report.ok = report.failures.is_empty();
     }
     conclude(&report);
     if let Some(path) = &args.report {
@@ -176,6 +192,9 @@ fn with_client(mut input: Manifests) -> Manifests {
 
 fn conclude(report: &Report) {
     println!("\n{}", show::proof(report));
+    for check in &report.health_checks {
+        println!("{}", show::health(check));
+    }
     for name in &report.not_enforced {
         println!("not enforced yet: {name}");
     }
@@ -188,10 +207,19 @@ fn conclude(report: &Report) {
             None => println!("from {}: bridged past netfilter, the host cannot say which road", client.client),
         }
     }
+    if let Some(compared) = &report.compared {
+        let (accel, with, rows) = (&compared.accel, &compared.with, compared.rows);
+        match compared.differences.len() {
+            0 => {
+                println!("--accel {accel} and --accel {with}: the same backends, refusals and sources in {rows} rows.")
+            }
+            count => println!("--accel {accel} and --accel {with}: {count} of {rows} rows differ."),
+        }
+    }
     if report.ok {
         let sent: u32 = report.clients.iter().flat_map(|client| &client.requests).map(|row| row.sent).sum();
         println!(
-            "All right: {sent} requests, every Service answered through every ready backend, and netlb's counters agree."
+            "All right: {sent} requests, every Service answered through every backend that is to serve, and through no other; refusals, drops and sources are as they should be, and netlb's counters agree."
         );
     } else {
         println!("Not right:\n{}", show::failures(report));

@@ -1,6 +1,7 @@
 //! Tables for people.
 
 use netlb_testnode::frontends::{Frontend, Frontends};
+use netlb_testnode::health::HealthRow;
 use netlb_testnode::proof::{Report, Row};
 
 /// Left-aligned columns, two spaces apart; the first row is the head.
@@ -24,9 +25,17 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
 
 /// The Services with their addresses and backends.
 pub(crate) fn services(frontends: &Frontends) -> String {
-    let mut rows = vec![words(&["SERVICE", "PORT", "ADDRESS", "BACKENDS"])];
-    for frontend in &frontends.all {
-        rows.push(vec![service(frontend), port(frontend), frontend.address.ip().to_string(), backends(frontend)]);
+    let mut rows = vec![words(&["SERVICE", "PORT", "KIND", "ADDRESS", "BACKENDS"])];
+    // A NodePort is one line a family, not one a node.
+    for frontend in frontends.all.iter().filter(|frontend| frontend.node.is_none_or(|node| node == 1)) {
+        let address = frontend.address.ip().to_string();
+        rows.push(vec![
+            service(frontend),
+            port(frontend),
+            frontend.kind.word().to_owned(),
+            if frontend.node.is_some() { format!("{address}, and so on") } else { address },
+            backends(frontend),
+        ]);
     }
     let mut text = table(&rows);
     for name in &frontends.left_to_dns {
@@ -51,9 +60,13 @@ fn port(frontend: &Frontend) -> String {
 }
 
 fn backends(frontend: &Frontend) -> String {
-    let mut list: Vec<String> = frontend.backends.iter().map(ToString::to_string).collect();
+    let mut list: Vec<String> = frontend.backends().iter().map(ToString::to_string).collect();
     if list.is_empty() {
         list.push("none: refuses".to_owned());
+    }
+    if !frontend.ranges.is_empty() {
+        let ranges: Vec<String> = frontend.ranges.iter().map(ToString::to_string).collect();
+        list.push(format!("(only for {})", ranges.join(", ")));
     }
     if frontend.affinity {
         list.push("(a client stays with its backend)".to_owned());
@@ -67,7 +80,9 @@ pub(crate) fn proof(report: &Report) -> String {
         "SERVICE",
         "PORT",
         "FAMILY",
+        "KIND",
         "FROM",
+        "VIA",
         "SENT",
         "ANSWERED",
         "BY BACKEND",
@@ -93,12 +108,18 @@ fn proof_row(client: &str, row: &Row) -> Vec<String> {
             .collect::<Vec<_>>()
             .join("+")
     };
-    let answered = if row.refused > 0 { format!("{} refused", row.refused) } else { row.answered.to_string() };
+    let answered = match (row.refused, row.dropped) {
+        (0, 0) => row.answered.to_string(),
+        (refused @ 1.., _) => format!("{refused} refused"),
+        (0, dropped) => format!("{dropped} dropped"),
+    };
     vec![
         name,
         format!("{}/{}", row.port, row.protocol.word()),
         row.family.word().to_owned(),
+        row.kind.word().to_owned(),
         client.to_owned(),
+        row.via.clone(),
         row.sent.to_string(),
         answered,
         counts(&|index| row.backends.get(index).map(|backend| backend.answered.to_string())),
@@ -111,6 +132,15 @@ fn proof_row(client: &str, row: &Row) -> Vec<String> {
 
 fn time(micros: Option<u32>) -> String {
     micros.map_or_else(|| "-".to_owned(), |micros| format!("{}.{:02} ms", micros / 1000, micros % 1000 / 10))
+}
+
+/// What a node said to a load balancer.
+pub(crate) fn health(row: &HealthRow) -> String {
+    let said = match (&row.error, row.status, row.local_endpoints) {
+        (None, Some(status), Some(count)) => format!("{status}, {count} endpoints"),
+        (error, ..) => error.clone().unwrap_or_else(|| "no proper answer".to_owned()),
+    };
+    format!("health check of {} at {} ({}): {said}", row.service, row.address, row.node)
 }
 
 /// The failures, a line each.

@@ -7,6 +7,9 @@
 //! | pods of node *n* | 10.244.n.0/24 | fd00:244:0:n::/64 |
 //! | all pods | 10.244.0.0/16 | fd00:244::/48 |
 //! | Services | 10.96.0.0/16 | fd00:10:96::/112 |
+//! | load balancers | 198.18.0.0/24 | fd00:198:18::/112 |
+//! | external addresses, chosen by authors | 198.18.1.0/24 | fd00:198:18:1::/64 |
+//! | a host beyond the outside | 192.168.98.2/24 | fd00:98::2/64 |
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -22,6 +25,10 @@ pub const CLUSTER_V6: &str = "fd00:244::/48";
 pub const SERVICES_V4: &str = "10.96.0.0/16";
 /// Service addresses, IPv6.
 pub const SERVICES_V6: &str = "fd00:10:96::/112";
+/// What the outside routes to a node beside the nodes' own addresses: load balancers' and external addresses, IPv4.
+pub const ROUTED_V4: &str = "198.18.0.0/16";
+/// The same, IPv6.
+pub const ROUTED_V6: &str = "fd00:198:18::/48";
 /// The address routed pods have their default route by; it is nobody's, the node's veth answers for it (proxy ARP).
 pub const ROUTED_GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// The hardware address of every routed pod's host-side veth, as Calico sets it.
@@ -97,6 +104,12 @@ impl Family {
 /// The outside's end of the nodes' uplinks.
 pub const OUTSIDE: Dual =
     Dual { v4: Ipv4Addr::new(192, 168, 99, 1), v6: Ipv6Addr::new(0xfd00, 0x99, 0, 0, 0, 0, 0, 1) };
+
+/// A host behind the outside, in a network of its own.
+pub const FAR: Dual = Dual { v4: Ipv4Addr::new(192, 168, 98, 2), v6: Ipv6Addr::new(0xfd00, 0x98, 0, 0, 0, 0, 0, 2) };
+
+/// The outside's address in the far host's network.
+pub const NEAR: Dual = Dual { v4: Ipv4Addr::new(192, 168, 98, 1), v6: Ipv6Addr::new(0xfd00, 0x98, 0, 0, 0, 0, 0, 1) };
 
 /// Node `n`'s own addresses; nodes count from 1.
 #[must_use]

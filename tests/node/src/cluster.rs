@@ -311,7 +311,7 @@ impl Cluster {
             )
         });
         let named_node = (1..=self.nodes).find(|n| spec.node_name.as_deref() == Some(topology::name(*n).as_str()));
-        let node = slot.node.or(named_node).unwrap_or_else(|| self.emptiest_node());
+        let node = slot.node.or(named_node).unwrap_or_else(|| self.emptiest_node(owner));
         let host = if spec.host_network { None } else { Some(self.free_host(node)?) };
         let addresses = host.map_or(address::node(node), |host| address::pod(node, host));
         let key = PodKey { namespace: owner.namespace.clone(), name };
@@ -332,8 +332,12 @@ impl Cluster {
         Ok(key)
     }
 
-    fn emptiest_node(&self) -> u8 {
-        let load = |node: &u8| self.pods.values().filter(|pod| pod.node == *node).count();
+    /// The node with the fewest pods of the same owner, and of those the one with the fewest pods.
+    fn emptiest_node(&self, owner: &ObjectKey) -> u8 {
+        let load = |node: &u8| {
+            let there = || self.pods.values().filter(|pod| pod.node == *node);
+            (there().filter(|pod| pod.owner == *owner).count(), there().count())
+        };
         (1..=self.nodes).min_by_key(load).unwrap_or(1)
     }
 
@@ -362,6 +366,12 @@ impl Cluster {
     #[must_use]
     pub fn pods(&self) -> &BTreeMap<PodKey, PodRecord> {
         &self.pods
+    }
+
+    /// How many nodes there are; they count from 1.
+    #[must_use]
+    pub fn nodes(&self) -> u8 {
+        self.nodes
     }
 
     /// An object as it is now, defaults filled in.

@@ -40,26 +40,27 @@ pub fn router(net: &NetNs) -> Result<()> {
     })?
 }
 
-/// Makes a namespace answer every packet to a Service address with "no route", so that clients whose packets nobody has
-/// translated fail at once. Without a rule the kernel answers too, but only about one packet a second.
+/// Answers every packet to a Service that comes in by `device` and that nobody has translated with "no route", so that clients
+/// fail at once. Without a rule the kernel answers too, but only about one packet a second.
 ///
 /// # Errors
 /// Names the setting or rule that the kernel refused.
-pub fn answer_strays(net: &NetNs) -> Result<()> {
+pub fn answer_strays(net: &NetNs, device: &str) -> Result<()> {
     net.run(|| -> Result<()> {
         // Which types count towards the limits: none; for IPv6, where the set cannot be empty, "packet too big" alone.
         sysctl("net/ipv4/icmp_ratemask", "0")?;
         sysctl("net/ipv6/icmp/ratemask", "2")
     })??;
     let (services_v4, services_v6) = (address::SERVICES_V4, address::SERVICES_V6);
+    let (routed_v4, routed_v6) = (address::ROUTED_V4, address::ROUTED_V6);
     nft(
         net,
         &format!(
-            "table inet outside {{
+            "table inet strays {{
   chain prerouting {{
     type filter hook prerouting priority filter; policy accept;
-    ip daddr {services_v4} counter reject with icmp net-unreachable
-    ip6 daddr {services_v6} counter reject with icmpv6 no-route
+    iifname {device} ip daddr {{ {services_v4}, {routed_v4} }} counter reject with icmp net-unreachable
+    iifname {device} ip6 daddr {{ {services_v6}, {routed_v6} }} counter reject with icmpv6 no-route
   }}
 }}
 "

@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 
 use anyhow::{Context, Result, anyhow, bail};
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
@@ -155,6 +155,35 @@ impl Links {
         gateway: Option<IpAddr>,
         device: &str,
     ) -> Result<()> {
+        let message = self.route(destination, prefix_len, gateway, device)?;
+        self.create(RouteNetlinkMessage::NewRoute(message))
+            .with_context(|| format!("cannot add a route to {destination}/{prefix_len} over {device}"))
+    }
+
+    /// As [`Links::add_route`], in place of a route to the same destination, if there is one.
+    ///
+    /// # Errors
+    /// When the gateway cannot be reached over the device.
+    pub fn replace_route(
+        &mut self,
+        destination: IpAddr,
+        prefix_len: u8,
+        gateway: Option<IpAddr>,
+        device: &str,
+    ) -> Result<()> {
+        let message = self.route(destination, prefix_len, gateway, device)?;
+        self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+            .map(drop)
+            .with_context(|| format!("cannot change the route to {destination}/{prefix_len} over {device}"))
+    }
+
+    fn route(
+        &mut self,
+        destination: IpAddr,
+        prefix_len: u8,
+        gateway: Option<IpAddr>,
+        device: &str,
+    ) -> Result<RouteMessage> {
         let mut message = RouteMessage::default();
         message.header.address_family = family(destination);
         message.header.destination_prefix_length = prefix_len;
@@ -171,8 +200,7 @@ impl Links {
             message.header.flags = RouteFlags::Onlink;
             message.attributes.push(RouteAttribute::Gateway(RouteAddress::from(gateway)));
         }
-        self.create(RouteNetlinkMessage::NewRoute(message))
-            .with_context(|| format!("cannot add a route to {destination}/{prefix_len} over {device}"))
+        Ok(message)
     }
 
     /// Says for good which hardware address an address has behind a device: nobody has to answer for it.

@@ -59,6 +59,21 @@ pub enum Client {
     Node(u8),
     /// The host beyond the nodes.
     Outside,
+    /// The host beyond that one.
+    Far,
+}
+
+impl Client {
+    /// As reports call it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        match self {
+            Self::Pod(key) => key.to_string(),
+            Self::Node(number) => topology::name(*number),
+            Self::Outside => "outside".to_owned(),
+            Self::Far => "far".to_owned(),
+        }
+    }
 }
 
 impl TestNode {
@@ -208,6 +223,19 @@ impl TestNode {
         self.nodes.iter().map(|node| self.start_agent(node.number, options.clone())).collect()
     }
 
+    /// Ends every agent in order (SIGTERM; what they pinned stays) and starts them again with other options.
+    ///
+    /// # Errors
+    /// As [`TestNode::start_agents`].
+    pub fn restart_agents(&self, options: &AgentOptions) -> Result<Vec<Agent>> {
+        let old = std::mem::take(&mut self.lock().agents);
+        for agent in old.values() {
+            agent.terminate()?;
+        }
+        drop(old);
+        self.start_agents(options)
+    }
+
     /// Starts an agent on a node.
     ///
     /// # Errors
@@ -341,6 +369,7 @@ impl TestNode {
             }
             Client::Node(number) => Ok(self.node(*number)?.place.clone()),
             Client::Outside => Ok(self.outside.place.clone()),
+            Client::Far => Ok(self.outside.far.clone()),
         }
     }
 

@@ -92,6 +92,62 @@ pub struct ServiceSpec {
     pub publish_not_ready_addresses: bool,
     /// For load balancers; true if absent.
     pub allocate_load_balancer_node_ports: Option<bool>,
+    /// Set: another controller looks after this load balancer.
+    pub load_balancer_class: Option<String>,
+    /// The address that the author wishes for the load balancer.
+    #[serde(rename = "loadBalancerIP")]
+    pub load_balancer_ip: Option<String>,
+    /// Networks whose clients may use the load balancer's addresses.
+    pub load_balancer_source_ranges: Vec<String>,
+    /// Addresses that are routed to nodes by somebody else.
+    #[serde(rename = "externalIPs")]
+    pub external_ips: Vec<String>,
+    /// `Cluster` or `Local`, for clients outside.
+    pub external_traffic_policy: Option<String>,
+    /// `Cluster` or `Local`, for clients inside.
+    pub internal_traffic_policy: Option<String>,
+    /// Where a load balancer asks which nodes have endpoints; 0 is none.
+    pub health_check_node_port: i64,
+    /// `PreferClose`, `PreferSameZone` or `PreferSameNode`.
+    pub traffic_distribution: Option<String>,
+}
+
+/// `status` of a Service.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ServiceStatus {
+    /// What the load balancer's controller wrote.
+    pub load_balancer: LoadBalancerStatus,
+}
+
+/// `status.loadBalancer`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct LoadBalancerStatus {
+    /// Where clients come in.
+    pub ingress: Vec<Ingress>,
+}
+
+/// An entry of `status.loadBalancer.ingress`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Ingress {
+    /// Empty if there is a host name instead.
+    pub ip: String,
+    /// `VIP` (packets keep this destination) or `Proxy`; `VIP` if absent.
+    pub ip_mode: Option<String>,
+}
+
+impl ServiceStatus {
+    /// The load balancer's addresses that packets still have as destination when they reach a node.
+    #[must_use]
+    pub fn balancer_addresses(&self) -> Vec<IpAddr> {
+        let ingress = self.load_balancer.ingress.iter();
+        ingress
+            .filter(|entry| entry.ip_mode.as_deref() != Some("Proxy"))
+            .filter_map(|entry| entry.ip.parse().ok())
+            .collect()
+    }
 }
 
 impl ServiceSpec {
@@ -111,6 +167,12 @@ impl ServiceSpec {
     #[must_use]
     pub fn addresses(&self) -> Vec<IpAddr> {
         self.cluster_ips.iter().filter_map(|text| text.parse().ok()).collect()
+    }
+
+    /// Whether its load balancer is this control plane's.
+    #[must_use]
+    pub fn is_balanced_here(&self) -> bool {
+        self.kind.as_deref() == Some("LoadBalancer") && self.load_balancer_class.is_none()
     }
 
     /// The families it has, in order.
@@ -253,6 +315,28 @@ pub struct Endpoint {
     pub addresses: Vec<String>,
     /// What it can do.
     pub conditions: Conditions,
+    /// Its node.
+    pub node_name: Option<String>,
+    /// For whom it is meant.
+    pub hints: Option<Hints>,
+}
+
+/// An endpoint's hints.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Hints {
+    /// Zones.
+    pub for_zones: Vec<Hint>,
+    /// Nodes.
+    pub for_nodes: Vec<Hint>,
+}
+
+/// A zone or node that is to use an endpoint.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Hint {
+    /// Its name.
+    pub name: String,
 }
 
 /// An endpoint's conditions; absent means unknown, which counts as ready and serving.
@@ -273,6 +357,7 @@ pub fn transport(word: &str) -> Option<Transport> {
     match word {
         "TCP" => Some(Transport::Tcp),
         "UDP" => Some(Transport::Udp),
+        "SCTP" => Some(Transport::Sctp),
         _ => None,
     }
 }

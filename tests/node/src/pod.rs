@@ -126,7 +126,23 @@ impl Pod {
                 Ok(())
             }
             ServerReply::Error(error) => bail!("the pod {} cannot serve: {error}", self.key),
-            ServerReply::Counts(_) => bail!("the pod {} answered another question", self.key),
+            ServerReply::Counts(_) | ServerReply::Draining => {
+                bail!("the pod {} answered another question", self.key)
+            }
+        }
+    }
+
+    /// Makes the server accept no more connections, and end each that is open after its next answer.
+    ///
+    /// # Errors
+    /// When the server is dead.
+    pub fn drain(&self) -> Result<()> {
+        match self.lock().ask(&ServerRequest::Drain)? {
+            ServerReply::Draining => Ok(()),
+            ServerReply::Error(error) => bail!("the pod {}: {error}", self.key),
+            ServerReply::Listening(_) | ServerReply::Counts(_) => {
+                bail!("the pod {} answered another question", self.key)
+            }
         }
     }
 
@@ -138,7 +154,9 @@ impl Pod {
         match self.lock().ask(&ServerRequest::Counts)? {
             ServerReply::Counts(counts) => Ok(counts),
             ServerReply::Error(error) => bail!("the pod {}: {error}", self.key),
-            ServerReply::Listening(_) => bail!("the pod {} answered another question", self.key),
+            ServerReply::Listening(_) | ServerReply::Draining => {
+                bail!("the pod {} answered another question", self.key)
+            }
         }
     }
 

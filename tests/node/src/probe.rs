@@ -11,13 +11,14 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage, getsockopt, setsockopt, sockopt};
 
+use crate::sctp;
 use crate::wire::{Answer, ProbePlan, ProbeResult, ProbeTarget, Transport};
 
 /// Source ports of probes; the range does not meet the kernel's own choices (32768 and up).
 pub const PORTS: std::ops::Range<u16> = 10_000..32_000;
 /// After this many failures, or one that took all the time there was, a target is given up: more say nothing new.
 const ENOUGH_ERRORS: u32 = 3;
-const NO_ANSWER: &str = "no answer in time";
+pub(crate) const NO_ANSWER: &str = "no answer in time";
 
 /// Reads a [`ProbePlan`] from standard input and writes a [`ProbeResult`] a target, a line each.
 ///
@@ -50,6 +51,7 @@ fn ask(target: &ProbeTarget, port: &mut u16) -> ProbeResult {
                 result.latencies_us.push(u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX));
                 missing.remove(&answer.server);
                 *result.answered.entry(answer.server).or_default() += 1;
+                result.sources.entry(answer.server).or_default().insert(answer.client.ip());
                 result.pods.insert(answer.server, answer.pod);
             }
             Ok(answer) => {
@@ -57,8 +59,12 @@ fn ask(target: &ProbeTarget, port: &mut u16) -> ProbeResult {
                 *result.errors.entry(format!("answer to another request: {answer}")).or_default() += 1;
             }
             Err(error) if is_refusal(&error) && target.refusal => result.refused += 1,
+            Err(error) if is_silence(&error) && target.silence => result.dropped += 1,
             Err(error) => {
-                errors += if error.chain().any(|cause| cause.to_string() == NO_ANSWER) { ENOUGH_ERRORS } else { 1 };
+                errors += if is_timeout(&error) { ENOUGH_ERRORS } else { 1 };
+                if is_silence(&error) {
+                    result.dropped += 1;
+                }
                 if is_refusal(&error) {
                     result.refused += 1;
                 }
@@ -80,13 +86,26 @@ fn is_refusal(error: &anyhow::Error) -> bool {
     })
 }
 
+fn is_timeout(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| cause.to_string() == NO_ANSWER)
+}
+
+/// Nothing came; or it was the node's own connect(), which need not wait to know that a packet would be dropped.
+fn is_silence(error: &anyhow::Error) -> bool {
+    let unreachable = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<Errno>().is_some_and(|errno| *errno == Errno::EHOSTUNREACH)
+            || cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == ErrorKind::HostUnreachable)
+    };
+    is_timeout(error) || error.chain().any(unreachable)
+}
+
 fn request(target: &ProbeTarget, turn: u32, marker: &str, port: &mut u16) -> Result<Answer> {
     let timeout = Duration::from_millis(target.timeout_ms);
     let deadline = Instant::now() + timeout;
-    let socket = connect(target, port, deadline)?;
     match target.transport {
+        Transport::Sctp => parse(&sctp::ask(target.address, next(port), marker, deadline)?),
         Transport::Udp => {
-            let socket = UdpSocket::from(socket);
+            let socket = UdpSocket::from(connect(target, port, deadline)?);
             socket.set_nonblocking(false)?;
             socket.set_read_timeout(Some(timeout))?;
             socket.send(marker.as_bytes()).context("send")?;
@@ -95,7 +114,7 @@ fn request(target: &ProbeTarget, turn: u32, marker: &str, port: &mut u16) -> Res
             parse(&String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()))
         }
         Transport::Tcp => {
-            let stream = TcpStream::from(socket);
+            let stream = TcpStream::from(connect(target, port, deadline)?);
             stream.set_nonblocking(false)?;
             stream.set_read_timeout(Some(timeout))?;
             if turn.is_multiple_of(2) { raw(&stream, marker) } else { http(&stream, target.address, marker) }
@@ -125,19 +144,22 @@ fn parse(text: &str) -> Result<Answer> {
     text.lines().next().unwrap_or_default().parse().map_err(anyhow::Error::msg)
 }
 
+/// Takes a source port.
+fn next(port: &mut u16) -> u16 {
+    let taken = *port;
+    *port = if PORTS.contains(&(taken + 1)) { taken + 1 } else { PORTS.start };
+    taken
+}
+
 /// A connected socket from the next free source port.
 fn connect(target: &ProbeTarget, port: &mut u16, deadline: Instant) -> Result<OwnedFd> {
     let (family, any): (_, IpAddr) = match target.address.ip() {
         IpAddr::V4(_) => (AddressFamily::Inet, Ipv4Addr::UNSPECIFIED.into()),
         IpAddr::V6(_) => (AddressFamily::Inet6, Ipv6Addr::UNSPECIFIED.into()),
     };
-    let kind = match target.transport {
-        Transport::Tcp => SockType::Stream,
-        Transport::Udp => SockType::Datagram,
-    };
+    let kind = if target.transport == Transport::Udp { SockType::Datagram } else { SockType::Stream };
     for _ in PORTS {
-        let source = SocketAddr::new(any, *port);
-        *port = if PORTS.contains(&(*port + 1)) { *port + 1 } else { PORTS.start };
+        let source = SocketAddr::new(any, next(port));
         let socket =
             socket::socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None).context("socket")?;
         // Without this a datagram that cannot be delivered is lost in silence, and the request waits for nothing.

@@ -1,22 +1,23 @@
-//! The proof: requests to every port of every Service, in each family, from a pod, from a node and from a pod that is
-//! itself a backend; what answered, beside what netlb counted.
+//! The proof: requests to every port of every Service, at every kind of address, in each family, from a pod, from a node, from
+//! a pod that is itself a backend and from outside; what answered and as whom it saw the client, beside what netlb counted.
 //!
-//! The judgement is strict and knows no load balancer: every ready backend must answer, nobody else may, each request is
-//! one flow in netlb's counters, and a Service without endpoints refuses.
+//! The judgement is strict and knows no load balancer ([`frontends`] has the rules): every backend that is to answer must,
+//! nobody else may, who is to be refused or dropped must be, each request is one flow in netlb's counters.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::address::Family;
+use crate::address::{self, Family};
 use crate::agent::BackendRow;
-use crate::cluster::PodKey;
-use crate::frontends::{self, Frontend, Frontends};
+use crate::cluster::{Cluster, PodKey};
+use crate::frontends::{self, Frontend, Frontends, Kind, Origin, Outcome};
+use crate::health::{self, HealthRow};
 use crate::hostile;
 use crate::node::{Client, TestNode};
-use crate::topology::PodNetwork;
+use crate::topology::{self, PodNetwork};
 use crate::wire::{ProbeResult, ProbeTarget, Transport};
 
 /// The pod that requests come from; put it among the manifests of a run that is to be proved.
@@ -38,6 +39,8 @@ pub fn client_pod() -> PodKey {
 const PER_BACKEND: (u32, u32) = (10, 40);
 /// How long one request may take.
 const TIMEOUT_MS: u64 = 5000;
+/// How long nothing must come back until a request counts as dropped.
+const SILENCE_MS: u64 = 300;
 
 /// The whole proof, as written by `--report`.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -48,6 +51,8 @@ pub struct Report {
     pub failures: Vec<String>,
     /// What was asked from where.
     pub clients: Vec<ClientReport>,
+    /// What nodes said to load balancers that ask whether they have endpoints.
+    pub health_checks: Vec<HealthRow>,
     /// Services without an address of their own.
     pub left_to_dns: Vec<String>,
     /// What cannot be tried here, with the reason.
@@ -56,43 +61,69 @@ pub struct Report {
     pub not_enforced: Vec<String>,
     /// Problems that netlb found in its source.
     pub problems: Vec<serde_json::Value>,
+    /// The same requests with the other value of `--accel`, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compared: Option<Compared>,
+}
+
+/// A second proof beside the first, and in what they differ.
+#[derive(Clone, Debug, Serialize)]
+pub struct Compared {
+    /// The first proof's `--accel`.
+    pub accel: String,
+    /// The second's.
+    pub with: String,
+    /// Rows that stand in both.
+    pub rows: usize,
+    /// Backends, refusals or sources that differ, a line each.
+    pub differences: Vec<String>,
+    /// What the second saw.
+    pub clients: Vec<ClientReport>,
 }
 
 /// What one kind of client saw.
 #[derive(Clone, Debug, Serialize)]
 pub struct ClientReport {
-    /// `pod`, `node` or `backend`.
+    /// `pod`, `node`, `backend`, `outside` or `far`.
     pub client: &'static str,
     /// TCP and UDP packets that the nodes' FORWARD hooks saw meanwhile: which road the requests took, told by the host and not by
     /// netlb. None where the host cannot see them, because they are bridged past netfilter.
     pub forwarded: Option<u64>,
-    /// A row a frontend.
+    /// A row a frontend, and for requests from outside a row a node that they came in by.
     pub requests: Vec<Row>,
 }
 
 /// What became of the requests to one frontend.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// Where the requests came from: a pod's or a node's name.
+    /// Where the requests came from: a pod's or a node's name, `outside` or `far`.
     pub from: String,
+    /// The node that saw them first.
+    pub via: String,
     /// `namespace/name`.
     pub service: String,
     /// The port's name; empty if it has none.
     pub port_name: String,
-    /// The Service's port.
+    /// `ClusterIP`, `NodePort`, `LoadBalancer` or `ExternalIP`.
+    pub kind: Kind,
+    /// The port that was asked.
     pub port: u16,
-    /// `TCP` or `UDP`.
+    /// `TCP`, `UDP` or `SCTP`.
     pub protocol: Transport,
     /// `ipv4` or `ipv6`.
     pub family: Family,
-    /// The Service's address.
+    /// The address that was asked.
     pub address: IpAddr,
+    /// What is right: `answered`, `refused` or `dropped`.
+    pub expected: &'static str,
     /// Requests sent.
     pub sent: u32,
     /// Requests answered.
     pub answered: u32,
     /// Requests refused, which is right for a Service without endpoints.
     pub refused: u32,
+    /// Requests that nothing came back to, which is right where policy forbids them.
+    pub dropped: u32,
     /// Other outcomes, and how often.
     pub errors: BTreeMap<String, u32>,
     /// Median of the answered requests' time, in microseconds.
@@ -101,6 +132,9 @@ pub struct Row {
     pub p99_us: Option<u32>,
     /// A row a backend: those expected, and whoever else answered.
     pub backends: Vec<BackendReport>,
+    /// Whether a client is to stay with its backend.
+    #[serde(skip)]
+    pub affinity: bool,
     /// Whether all is right with this frontend.
     pub ok: bool,
 }
@@ -114,8 +148,19 @@ pub struct BackendReport {
     pub pod: Option<String>,
     /// Requests that it answered.
     pub answered: u32,
+    /// As whom it saw the client.
+    pub sources: BTreeSet<IpAddr>,
     /// New flows that netlb counted to it for this Service port meanwhile; none if netlb could not be asked.
     pub netlb_flows: Option<i64>,
+}
+
+/// A frontend, who asks it, and the node that sees the requests first.
+struct Question<'a> {
+    frontend: &'a Frontend,
+    client: Client,
+    origin: Origin,
+    at: u8,
+    outcome: Outcome,
 }
 
 /// Asks and judges. `progress` is told what is being done.
@@ -124,31 +169,31 @@ pub struct BackendReport {
 /// When a probe cannot be started or the run was stopped; what is wrong with answers is in the report.
 pub fn prove(node: &TestNode, mut progress: impl FnMut(&str)) -> Result<Report> {
     let cluster = node.cluster();
-    let Frontends { all, left_to_dns, not_tried } = frontends::frontends(&cluster);
+    let Frontends { all, health_checks, left_to_dns, not_tried } = frontends::frontends(&cluster);
     let mut report = Report { left_to_dns, not_tried, ..Report::default() };
     if all.is_empty() {
         report.failures.push("there is no Service to try; name manifests with a Service by --manifests".to_owned());
     }
+    let mut prover = Prover { node, frontends: &all, clients: Vec::new(), failures: Vec::new(), counted: None };
+    prover.ask_from_inside(&cluster, &mut progress)?;
+    prover.ask_from_outside(&mut progress)?;
+    report.failures.extend(prover.failures);
+    report.clients = prover.clients;
+    report.failures.extend(wandering(&report.clients));
 
-    let pods: BTreeMap<IpAddr, PodKey> = cluster
-        .pods()
-        .iter()
-        .flat_map(|(key, pod)| pod.addresses.both().map(|address| (address, key.clone())))
-        .collect();
-    let own_backend = |frontend: &Frontend| Some(Client::Pod(pods.get(&frontend.backends.first()?.ip())?.clone()));
-    progress("from a pod");
-    report.clients.push(ask(node, &all, "pod", |_| Some(Client::Pod(client_pod())), &mut report.failures)?);
-    progress("from the node");
-    report.clients.push(ask(node, &all, "node", |_| Some(Client::Node(1)), &mut report.failures)?);
-    progress("from a pod that is itself a backend");
-    report.clients.push(ask(node, &all, "backend", own_backend, &mut report.failures)?);
+    report.health_checks = health::ask(node, &health_checks)?;
+    report.failures.extend(report.health_checks.iter().filter_map(HealthRow::wrong));
     for agent in node.agents() {
         if let Some(status) = agent.status()? {
             let list = |field: &str| status.get(field).and_then(|value| value.as_array()).cloned().unwrap_or_default();
             report
                 .not_enforced
                 .extend(list("not_enforced").iter().map(|name| name.as_str().unwrap_or_default().to_owned()));
-            report.problems.extend(list("problems"));
+            for problem in list("problems") {
+                if !report.problems.contains(&problem) {
+                    report.problems.push(problem);
+                }
+            }
         }
     }
     report.not_enforced.sort();
@@ -157,65 +202,185 @@ pub fn prove(node: &TestNode, mut progress: impl FnMut(&str)) -> Result<Report> 
     Ok(report)
 }
 
-fn ask(
-    node: &TestNode,
-    frontends: &[Frontend],
-    name: &'static str,
-    choose: impl Fn(&Frontend) -> Option<Client>,
-    failures: &mut Vec<String>,
-) -> Result<ClientReport> {
-    let mut by_client: Vec<(Client, Vec<ProbeTarget>)> = Vec::new();
-    for (id, frontend) in frontends.iter().enumerate() {
-        let Some(client) = choose(frontend) else { continue };
-        match by_client.iter_mut().find(|(other, _)| *other == client) {
-            Some((_, targets)) => targets.push(target(id, frontend)),
-            None => by_client.push((client, vec![target(id, frontend)])),
-        }
-    }
-    let forwarded_before = forwarded(node)?;
-    let before = counters(node);
-    let mut results: Vec<(Client, ProbeResult)> = Vec::new();
-    for (client, targets) in by_client {
-        let answers = node.probe(&client, targets)?;
-        results.extend(answers.into_iter().map(|answer| (client.clone(), answer)));
-    }
-    let after = counters(node);
-    let forwarded = forwarded(node)?.zip(forwarded_before).map(|(after, before)| after.saturating_sub(before));
-    results.sort_by_key(|(_, result)| result.id);
-
-    let flows = match (before, after) {
-        (Ok(before), Ok(after)) => Some(difference(&before, &after)),
-        (Err(error), _) | (_, Err(error)) => {
-            failures.push(format!("from {name}: netlb's counters cannot be read: {error:#}"));
-            None
-        }
-    };
-    let mut requests = Vec::new();
-    for (client, result) in results {
-        let Some(frontend) = frontends.get(result.id) else { continue };
-        let mut row = row(&client, frontend, &result, flows.as_ref());
-        let wrong = judge(frontend, &row);
-        row.ok = wrong.is_empty();
-        if !wrong.is_empty() {
-            failures.push(format!("{frontend} from {name} ({}): {}", row.from, wrong.join("; ")));
-        }
-        requests.push(row);
-    }
-    Ok(ClientReport { client: name, forwarded, requests })
+struct Prover<'a> {
+    node: &'a TestNode,
+    frontends: &'a [Frontend],
+    clients: Vec<ClientReport>,
+    failures: Vec<String>,
+    /// netlb's counters after the last round: nobody else sends anything.
+    counted: Option<Flows>,
 }
 
-fn target(id: usize, frontend: &Frontend) -> ProbeTarget {
-    let count = u32::try_from(frontend.backends.len()).unwrap_or(u32::MAX).max(1);
-    let refusal = frontend.backends.is_empty();
+impl Prover<'_> {
+    fn ask_from_inside(&mut self, cluster: &Cluster, progress: &mut impl FnMut(&str)) -> Result<()> {
+        let pods: BTreeMap<IpAddr, PodKey> = cluster
+            .pods()
+            .iter()
+            .flat_map(|(key, pod)| pod.addresses.both().map(|address| (address, key.clone())))
+            .collect();
+        let place = |key: &PodKey| -> Result<(u8, Client, Origin)> {
+            let pod = cluster.pods().get(key).with_context(|| format!("there is no pod {key} to ask from"))?;
+            // A pod on its node's network is, for the network, the node.
+            let origin = if pod.host_network { Origin::Node(pod.node) } else { Origin::Pod(pod.node, pod.addresses) };
+            Ok((pod.node, Client::Pod(key.clone()), origin))
+        };
+        let pod = place(&client_pod())?;
+        let host = (1, Client::Node(1), Origin::Node(1));
+        for (name, what, (own, client, origin)) in [("pod", "from a pod", pod), ("node", "from the node", host)] {
+            progress(what);
+            self.begin(name)?;
+            for kind in Kind::ALL {
+                self.ask(name, |frontend| {
+                    let here = frontend.kind == kind && frontend.node.is_none_or(|node| node == own);
+                    here.then(|| (client.clone(), origin.clone(), own))
+                })?;
+            }
+            self.ask(name, |frontend| {
+                let other = frontend.node.filter(|node| *node == own % cluster.nodes() + 1 && *node != own)?;
+                Some((client.clone(), origin.clone(), other))
+            })?;
+            self.end()?;
+        }
+
+        progress("from a pod that is itself a backend");
+        self.begin("backend")?;
+        for kind in Kind::ALL {
+            self.ask("backend", |frontend| {
+                let (own, client, origin) = place(pods.get(&frontend.backends().first()?.ip())?).ok()?;
+                let here = frontend.kind == kind && frontend.node.is_none_or(|node| node == own);
+                here.then_some((client, origin, own))
+            })?;
+        }
+        self.end()
+    }
+
+    /// In by every node: the one whose address it is, or the one that the other addresses are routed to.
+    fn ask_from_outside(&mut self, progress: &mut impl FnMut(&str)) -> Result<()> {
+        let far = [Kind::NodePort, Kind::LoadBalancer];
+        for (name, client, addresses, kinds) in [
+            ("outside", Client::Outside, address::OUTSIDE, Kind::ALL.as_slice()),
+            ("far", Client::Far, address::FAR, far.as_slice()),
+        ] {
+            progress(if name == "far" { "from a host far outside" } else { "from outside" });
+            self.begin(name)?;
+            for node in self.node.nodes() {
+                let at = node.number;
+                self.node.outside().route_to(at)?;
+                for kind in kinds {
+                    self.ask(name, |frontend| {
+                        let here = frontend.kind == *kind && frontend.node.is_none_or(|node| node == at);
+                        here.then(|| (client.clone(), Origin::Outside(addresses), at))
+                    })?;
+                }
+            }
+            self.end()?;
+        }
+        Ok(())
+    }
+
+    /// Begins a client's part of the report.
+    fn begin(&mut self, client: &'static str) -> Result<()> {
+        self.clients.push(ClientReport { client, forwarded: forwarded(self.node)?, requests: Vec::new() });
+        Ok(())
+    }
+
+    /// Ends it: the host's packets are those since its begin.
+    fn end(&mut self) -> Result<()> {
+        let now = forwarded(self.node)?;
+        if let Some(last) = self.clients.last_mut() {
+            last.forwarded = now.zip(last.forwarded).map(|(after, before)| after.saturating_sub(before));
+        }
+        Ok(())
+    }
+
+    /// Asks the frontends that `choose` knows a client for. netlb counts by Service port, not by frontend: one round must
+    /// not ask two frontends of one port and family.
+    fn ask(&mut self, name: &str, choose: impl Fn(&Frontend) -> Option<(Client, Origin, u8)>) -> Result<()> {
+        let questions: Vec<Question<'_>> = self
+            .frontends
+            .iter()
+            .filter_map(|frontend| {
+                let (client, origin, at) = choose(frontend)?;
+                // Nothing would translate it: a raw socket does not pass the connect() hooks, and no pod sends it.
+                if frontend.transport == Transport::Sctp && matches!(origin, Origin::Node(_)) {
+                    return None;
+                }
+                let outcome = frontend.outcome(&origin, at);
+                Some(Question { frontend, client, origin, at, outcome })
+            })
+            .collect();
+        if questions.is_empty() {
+            return Ok(());
+        }
+        let mut by_client: Vec<(&Client, Vec<ProbeTarget>)> = Vec::new();
+        for (id, question) in questions.iter().enumerate() {
+            match by_client.iter_mut().find(|(other, _)| **other == question.client) {
+                Some((_, targets)) => targets.push(target(id, question)),
+                None => by_client.push((&question.client, vec![target(id, question)])),
+            }
+        }
+        let before = self.counted.take().map_or_else(|| counters(self.node), Ok);
+        let mut results: Vec<ProbeResult> = Vec::new();
+        for (client, targets) in by_client {
+            results.extend(self.node.probe(client, targets)?);
+        }
+        let after = counters(self.node);
+        results.sort_by_key(|result| result.id);
+
+        let flows = match (before, after) {
+            (Ok(before), Ok(after)) => {
+                let flows = difference(&before, &after);
+                self.counted = Some(after);
+                Some(flows)
+            }
+            (Err(error), _) | (_, Err(error)) => {
+                self.failures.push(format!("from {name}: netlb's counters cannot be read: {error:#}"));
+                None
+            }
+        };
+        for result in results {
+            let Some(question) = questions.get(result.id) else { continue };
+            let mut row = row(question, &result, flows.as_ref());
+            let wrong = judge(question, &row);
+            row.ok = wrong.is_empty();
+            if !wrong.is_empty() {
+                let by = if row.from == row.via { String::new() } else { format!(" by {}", row.via) };
+                self.failures.push(format!(
+                    "{} from {name} ({}{by}): {}",
+                    question.frontend,
+                    row.from,
+                    wrong.join("; ")
+                ));
+            }
+            if let Some(last) = self.clients.last_mut() {
+                last.requests.push(row);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn target(id: usize, question: &Question<'_>) -> ProbeTarget {
+    let backends = match &question.outcome {
+        Outcome::Answered(backends) => backends.clone(),
+        Outcome::Refused | Outcome::Dropped => BTreeSet::new(),
+    };
+    let count = u32::try_from(backends.len()).unwrap_or(u32::MAX).max(1);
+    let silence = question.outcome == Outcome::Dropped;
     ProbeTarget {
         id,
-        address: frontend.address,
-        transport: frontend.transport,
-        expect: if frontend.affinity { BTreeSet::new() } else { frontend.backends.clone() },
-        refusal,
-        at_least: if refusal { 4 } else { count.saturating_mul(PER_BACKEND.0) },
+        address: question.frontend.address,
+        transport: question.frontend.transport,
+        refusal: question.outcome == Outcome::Refused,
+        silence,
+        at_least: match question.outcome {
+            Outcome::Answered(_) => count.saturating_mul(PER_BACKEND.0),
+            Outcome::Refused => 4,
+            Outcome::Dropped => 2,
+        },
         at_most: count.saturating_mul(PER_BACKEND.1),
-        timeout_ms: TIMEOUT_MS,
+        expect: if question.frontend.affinity { BTreeSet::new() } else { backends },
+        timeout_ms: if silence { SILENCE_MS } else { TIMEOUT_MS },
     }
 }
 
@@ -272,39 +437,49 @@ fn difference(before: &Flows, after: &Flows) -> Flows {
     after.iter().map(|(key, count)| (key.clone(), count - before.get(key).copied().unwrap_or(0))).collect()
 }
 
-fn row(client: &Client, frontend: &Frontend, result: &ProbeResult, flows: Option<&Flows>) -> Row {
-    let mut addresses: BTreeSet<SocketAddr> = frontend.backends.clone();
-    addresses.extend(result.answered.keys());
+fn row(question: &Question<'_>, result: &ProbeResult, flows: Option<&Flows>) -> Row {
+    let frontend = question.frontend;
+    let mut addresses: BTreeSet<SocketAddr> = result.answered.keys().copied().collect();
+    let expected = match &question.outcome {
+        Outcome::Answered(backends) => {
+            addresses.extend(backends);
+            "answered"
+        }
+        Outcome::Refused => "refused",
+        Outcome::Dropped => "dropped",
+    };
     let backends = addresses
         .into_iter()
         .map(|address| BackendReport {
             address,
             pod: result.pods.get(&address).cloned(),
             answered: result.answered.get(&address).copied().unwrap_or(0),
+            sources: result.sources.get(&address).cloned().unwrap_or_default(),
             netlb_flows: flows.map(|flows| counted(flows, frontend, address)),
         })
         .collect();
     let mut latencies = result.latencies_us.clone();
     latencies.sort_unstable();
     Row {
-        from: match client {
-            Client::Pod(key) => key.to_string(),
-            Client::Node(number) => crate::topology::name(*number),
-            Client::Outside => "outside".to_owned(),
-        },
+        from: question.client.name(),
+        via: topology::name(question.at),
         service: frontend.service.clone(),
         port_name: frontend.port_name.clone(),
+        kind: frontend.kind,
         port: frontend.address.port(),
         protocol: frontend.transport,
         family: frontend.family(),
         address: frontend.address.ip(),
+        expected,
         sent: result.sent,
         answered: crate::probe::total(&result.answered),
         refused: result.refused,
+        dropped: result.dropped,
         errors: result.errors.clone(),
         p50_us: percentile(&latencies, 50),
         p99_us: percentile(&latencies, 99),
         backends,
+        affinity: frontend.affinity,
         ok: false,
     }
 }
@@ -317,28 +492,35 @@ fn counted(flows: &Flows, frontend: &Frontend, address: SocketAddr) -> i64 {
 }
 
 /// Everything that is wrong with a frontend's answers.
-fn judge(frontend: &Frontend, row: &Row) -> Vec<String> {
+fn judge(question: &Question<'_>, row: &Row) -> Vec<String> {
     let mut wrong: Vec<String> = row.errors.iter().map(|(what, times)| format!("{times} × {what}")).collect();
-    if frontend.backends.is_empty() {
-        if row.refused != row.sent {
-            wrong.push(format!(
-                "it has no endpoints, and {} of {} requests were not refused",
-                row.sent - row.refused,
-                row.sent
-            ));
+    let expected = match &question.outcome {
+        Outcome::Answered(backends) => backends,
+        Outcome::Refused => {
+            if row.refused != row.sent {
+                let others = row.sent - row.refused;
+                wrong.push(format!("it has no endpoints, and {others} of {} requests were not refused", row.sent));
+            }
+            return wrong;
         }
-        return wrong;
-    }
+        Outcome::Dropped => {
+            if row.dropped != row.sent {
+                let others = row.sent - row.dropped;
+                wrong.push(format!("policy forbids it, and {others} of {} requests were not dropped", row.sent));
+            }
+            return wrong;
+        }
+    };
     if row.answered == 0 {
         wrong.push("nobody answered".to_owned());
         return wrong;
     }
     for backend in &row.backends {
-        let expected = frontend.backends.contains(&backend.address);
-        if !expected && backend.answered > 0 {
+        let is_expected = expected.contains(&backend.address);
+        if !is_expected && backend.answered > 0 {
             wrong.push(format!("{} answered, which is not its backend", backend.address));
         }
-        if expected && backend.answered == 0 && !frontend.affinity {
+        if is_expected && backend.answered == 0 && !row.affinity {
             wrong.push(format!("backend {} did not answer any of {} requests", backend.address, row.sent));
         }
         if let Some(flows) = backend.netlb_flows
@@ -349,12 +531,93 @@ fn judge(frontend: &Frontend, row: &Row) -> Vec<String> {
                 backend.address, backend.answered
             ));
         }
+        let right = question.frontend.sources(&question.origin, question.at, backend.address);
+        let strange: Vec<String> = backend.sources.difference(&right).map(ToString::to_string).collect();
+        if !strange.is_empty() {
+            let right: Vec<String> = right.iter().map(ToString::to_string).collect();
+            let (strange, right) = (strange.join(", "), right.join(" or "));
+            wrong.push(format!("backend {} saw the client as {strange} instead of {right}", backend.address));
+        }
     }
     let answering = row.backends.iter().filter(|backend| backend.answered > 0).count();
-    if frontend.affinity && answering > 1 {
+    if row.affinity && answering > 1 {
         wrong.push(format!("one client was sent to {answering} backends in spite of its ClientIP affinity"));
     }
     wrong
+}
+
+/// Clients that did not stay with one backend over all the addresses of a Service port: affinity is the port's, not the address's.
+fn wandering(clients: &[ClientReport]) -> Vec<String> {
+    let mut seen: BTreeMap<_, (BTreeSet<SocketAddr>, BTreeSet<Kind>)> = BTreeMap::new();
+    for row in clients.iter().flat_map(|client| &client.requests).filter(|row| row.affinity && row.ok) {
+        let key = (&row.from, &row.via, &row.service, &row.port_name, row.family, row.protocol);
+        let (backends, kinds) = seen.entry(key).or_default();
+        backends.extend(row.backends.iter().filter(|backend| backend.answered > 0).map(|backend| backend.address));
+        kinds.insert(row.kind);
+    }
+    let wandered = seen.into_iter().filter(|(_, (backends, _))| backends.len() > 1);
+    wandered
+        .map(|((from, via, service, port_name, family, _), (backends, kinds))| {
+            let kinds: Vec<_> = kinds.into_iter().map(Kind::word).collect();
+            format!(
+                "{service}:{port_name} ({}) from {from} by {via}: {} backends by {}, in spite of its ClientIP affinity",
+                family.word(),
+                backends.len(),
+                kinds.join(", ")
+            )
+        })
+        .collect()
+}
+
+/// In what two proofs of the same cluster differ: backends that answered, refusals, drops, and whom backends saw. Which backend a
+/// client with affinity stays with is chance.
+#[must_use]
+pub fn compare(accel: &str, first: &[ClientReport], with: &str, second: &[ClientReport]) -> Compared {
+    let rows = |clients: &[ClientReport]| -> BTreeMap<String, String> {
+        let all = clients.iter().flat_map(|client| client.requests.iter().map(move |row| (client.client, row)));
+        all.map(|(client, row)| {
+            let Row { from, via, service, port_name, kind, protocol, family, .. } = row;
+            let key = format!(
+                "{service}:{port_name} ({}, {}, {}) from {client} ({from} by {via})",
+                protocol.word(),
+                family.word(),
+                kind.word()
+            );
+            (key, seen(row))
+        })
+        .collect()
+    };
+    let (before, after) = (rows(first), rows(second));
+    let keys: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+    let mut differences = Vec::new();
+    for key in &keys {
+        let show = |rows: &BTreeMap<String, String>| rows.get(*key).cloned().unwrap_or_else(|| "not asked".to_owned());
+        if before.get(*key) != after.get(*key) {
+            differences.push(format!("{key}: {accel}: {}; {with}: {}", show(&before), show(&after)));
+        }
+    }
+    let rows = keys.iter().filter(|key| before.contains_key(**key) && after.contains_key(**key)).count();
+    Compared { accel: accel.to_owned(), with: with.to_owned(), rows, differences, clients: second.to_vec() }
+}
+
+/// What a row shows of the Service, without numbers that chance decides.
+fn seen(row: &Row) -> String {
+    let mut parts = Vec::new();
+    if row.affinity && row.answered > 0 {
+        parts.push("one backend".to_owned());
+    } else {
+        parts.extend(row.backends.iter().filter(|backend| backend.answered > 0).map(|backend| {
+            let sources: Vec<String> = backend.sources.iter().map(ToString::to_string).collect();
+            format!("{} saw {}", backend.address, sources.join(" and "))
+        }));
+    }
+    for (what, count) in [("refused", row.refused), ("dropped", row.dropped)] {
+        if count > 0 {
+            parts.push(what.to_owned());
+        }
+    }
+    parts.extend(row.errors.keys().cloned());
+    parts.join(", ")
 }
 
 /// The smallest value that `percent` of all do not exceed; `sorted` is.
@@ -364,83 +627,5 @@ fn percentile(sorted: &[u32], percent: usize) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn frontend(backends: &[&str], affinity: bool) -> Frontend {
-        Frontend {
-            service: "default/web".into(),
-            port_name: "http".into(),
-            address: "10.96.1.0:80".parse().unwrap(),
-            transport: Transport::Tcp,
-            affinity,
-            backends: backends.iter().map(|text| text.parse().unwrap()).collect(),
-        }
-    }
-
-    fn judged(frontend: &Frontend, answers: &[(&str, u32)], refused: u32, flows: &[(&str, i64)]) -> Vec<String> {
-        let answered: BTreeMap<SocketAddr, u32> = answers.iter().map(|(text, n)| (text.parse().unwrap(), *n)).collect();
-        let result =
-            ProbeResult { sent: answered.values().sum::<u32>() + refused, refused, answered, ..ProbeResult::default() };
-        let flows: Flows = flows
-            .iter()
-            .map(|(text, n)| (("default/web:http".to_owned(), text.parse().unwrap(), "TCP".to_owned()), *n))
-            .collect();
-        judge(frontend, &row(&Client::Node(1), frontend, &result, Some(&flows)))
-    }
-
-    const A: &str = "10.244.1.2:8080";
-    const B: &str = "10.244.1.3:8080";
-
-    #[test]
-    fn right_answers_are_right() {
-        assert_eq!(judged(&frontend(&[A, B], false), &[(A, 9), (B, 11)], 0, &[(A, 9), (B, 11)]), Vec::<String>::new());
-        assert_eq!(judged(&frontend(&[A, B], true), &[(B, 20)], 0, &[(B, 20)]), Vec::<String>::new());
-        assert_eq!(judged(&frontend(&[], false), &[], 4, &[]), Vec::<String>::new());
-    }
-
-    #[test]
-    fn each_way_to_be_wrong_is_named() {
-        let missing = judged(&frontend(&[A, B], false), &[(A, 20)], 0, &[(A, 20)]);
-        assert_eq!(missing, ["backend 10.244.1.3:8080 did not answer any of 20 requests"]);
-        let stranger = judged(&frontend(&[A], false), &[(A, 5), (B, 5)], 0, &[(A, 5), (B, 5)]);
-        assert_eq!(stranger, ["10.244.1.3:8080 answered, which is not its backend"]);
-        let uncounted = judged(&frontend(&[A], false), &[(A, 10)], 0, &[(A, 9)]);
-        assert_eq!(uncounted, ["backend 10.244.1.2:8080 answered 10 requests and netlb counted 9"]);
-        let wandering = judged(&frontend(&[A, B], true), &[(A, 5), (B, 5)], 0, &[(A, 5), (B, 5)]);
-        assert_eq!(wandering, ["one client was sent to 2 backends in spite of its ClientIP affinity"]);
-        let silent = judged(&frontend(&[A], true), &[], 0, &[]);
-        assert_eq!(silent, ["nobody answered"]);
-        let served = judged(&frontend(&[], false), &[(A, 2)], 2, &[]);
-        assert_eq!(served, ["it has no endpoints, and 2 of 4 requests were not refused"]);
-    }
-
-    #[test]
-    fn the_road_is_judged_by_what_the_host_saw() {
-        let judge = |delivery, nodes, client, forwarded| {
-            wrong_road(delivery, nodes, &[ClientReport { client, forwarded, requests: Vec::new() }])
-        };
-        let right = Vec::<String>::new();
-        assert_eq!(judge("stack", 1, "pod", Some(0)), ["from pod: --delivery stack, but the host forwarded no packet"]);
-        assert_eq!(judge("stack", 1, "pod", Some(7)), right);
-        assert_eq!(judge("stack", 1, "pod", None), right);
-        assert_eq!(judge("stack", 1, "backend", Some(0)), right);
-        for client in ["pod", "backend"] {
-            let strayed = format!("from {client}: --delivery redirect, but the host forwarded 7 packets");
-            assert_eq!(judge("redirect", 1, client, Some(7)), [strayed]);
-            assert_eq!(judge("redirect", 1, client, Some(0)), right);
-            assert_eq!(judge("redirect", 2, client, Some(7)), right);
-            assert_eq!(judge("auto", 1, client, Some(7)), right);
-        }
-        assert_eq!(judge("redirect", 1, "node", Some(7)), right);
-    }
-
-    #[test]
-    fn percentiles_by_rank() {
-        let values: Vec<u32> = (1..=200).collect();
-        assert_eq!(percentile(&values, 50), Some(100));
-        assert_eq!(percentile(&values, 99), Some(198));
-        assert_eq!(percentile(&[7], 99), Some(7));
-        assert_eq!(percentile(&[], 99), None);
-    }
-}
+#[path = "proof_tests.rs"]
+mod tests;

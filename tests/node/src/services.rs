@@ -1,4 +1,5 @@
-//! What the API server does to a Service: defaults, addresses and node ports.
+//! What the API server and the load balancer's controller do to a Service: defaults, addresses, node ports, and the
+//! addresses in its status.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -6,9 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde_json::{Value, json};
 
 use crate::address::Family;
-use crate::objects::{ServiceSpec, view};
+use crate::objects::{ServiceSpec, ServiceStatus, view};
 
-/// Hands out Service addresses and node ports, lowest first.
+/// Hands out Service addresses, load balancer addresses and node ports, lowest first.
 #[derive(Clone, Debug, Default)]
 pub struct Allocator {
     addresses: BTreeSet<IpAddr>,
@@ -24,7 +25,12 @@ impl Allocator {
         if let Ok(spec) = view::<ServiceSpec>(service, "/spec") {
             self.addresses.extend(spec.addresses());
             self.addresses.extend(spec.cluster_ip.parse::<IpAddr>());
+            self.addresses.extend(spec.load_balancer_ip.as_deref().and_then(|text| text.parse::<IpAddr>().ok()));
             self.node_ports.extend(spec.ports.iter().filter_map(|port| port.node_port));
+            self.node_ports.insert(spec.health_check_node_port);
+        }
+        if let Ok(status) = view::<ServiceStatus>(service, "/status") {
+            self.addresses.extend(status.balancer_addresses());
         }
     }
 
@@ -37,12 +43,25 @@ impl Allocator {
             for port in spec.ports.iter().filter_map(|port| port.node_port) {
                 self.node_ports.remove(&port);
             }
+            self.node_ports.remove(&spec.health_check_node_port);
+        }
+        if let Ok(status) = view::<ServiceStatus>(service, "/status") {
+            for address in status.balancer_addresses() {
+                self.addresses.remove(&address);
+            }
         }
     }
 
     fn address(&mut self, family: Family) -> Option<IpAddr> {
-        let address =
-            (FIRST..u16::MAX).map(|host| service_address(family, host)).find(|a| !self.addresses.contains(a))?;
+        self.first_free((FIRST..u16::MAX).map(|host| service_address(family, host)))
+    }
+
+    fn balancer_address(&mut self, family: Family) -> Option<IpAddr> {
+        self.first_free((1..255).map(|host| balancer_address(family, host)))
+    }
+
+    fn first_free(&mut self, mut candidates: impl Iterator<Item = IpAddr>) -> Option<IpAddr> {
+        let address = candidates.find(|address| !self.addresses.contains(address))?;
         self.addresses.insert(address);
         Some(address)
     }
@@ -59,6 +78,13 @@ fn service_address(family: Family, host: u16) -> IpAddr {
     match family {
         Family::Ipv4 => Ipv4Addr::new(10, 96, high, low).into(),
         Family::Ipv6 => Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, host).into(),
+    }
+}
+
+fn balancer_address(family: Family, host: u8) -> IpAddr {
+    match family {
+        Family::Ipv4 => Ipv4Addr::new(198, 18, 0, host).into(),
+        Family::Ipv6 => Ipv6Addr::new(0xfd00, 0x198, 0x18, 0, 0, 0, 0, u16::from(host)).into(),
     }
 }
 
@@ -115,6 +141,13 @@ pub fn complete(service: &mut Value, old: Option<&Value>, allocator: &mut Alloca
     }
 
     let ports = complete_ports(service, &spec, &before, allocator)?;
+    let local = spec.external_traffic_policy.as_deref() == Some("Local");
+    let health_check = match (spec.kind.as_deref(), spec.health_check_node_port, before.health_check_node_port) {
+        (Some("LoadBalancer"), 0, 0) if local => Some(allocator.node_port().ok_or(NO_NODE_PORT)?),
+        (Some("LoadBalancer"), 0, kept) if local => Some(kept),
+        _ => None,
+    };
+    let reachable = matches!(spec.kind.as_deref(), Some("NodePort" | "LoadBalancer")) || !spec.external_ips.is_empty();
     let kind = spec.kind.clone().unwrap_or_else(|| "ClusterIP".to_owned());
     let spec = service
         .get_mut("spec")
@@ -128,12 +161,54 @@ pub fn complete(service: &mut Value, old: Option<&Value>, allocator: &mut Alloca
     spec.insert("ipFamilyPolicy".to_owned(), json!(policy));
     spec.insert("type".to_owned(), json!(kind));
     spec.entry("sessionAffinity").or_insert_with(|| json!("None"));
+    if !headless {
+        spec.entry("internalTrafficPolicy").or_insert_with(|| json!("Cluster"));
+        if reachable {
+            spec.entry("externalTrafficPolicy").or_insert_with(|| json!("Cluster"));
+        }
+    }
+    if let Some(port) = health_check {
+        spec.insert("healthCheckNodePort".to_owned(), json!(port));
+    }
     if let Some(ports) = ports {
         spec.insert("ports".to_owned(), ports);
     }
+    balance(service, old, &families, allocator)?;
     allocator.reserve(service);
     Ok(())
 }
+
+/// What the load balancer's controller does: an address a family into the status, unless somebody wrote it already.
+fn balance(
+    service: &mut Value,
+    old: Option<&Value>,
+    families: &[Family],
+    allocator: &mut Allocator,
+) -> Result<(), String> {
+    let spec: ServiceSpec = view(service, "/spec")?;
+    let status: ServiceStatus = view(service, "/status")?;
+    if !spec.is_balanced_here() || !status.load_balancer.ingress.is_empty() {
+        return Ok(());
+    }
+    let before = old.and_then(|old| view::<ServiceStatus>(old, "/status").ok()).unwrap_or_default();
+    let mut ingress = Vec::new();
+    for family in families {
+        let wished = spec.load_balancer_ip.as_deref().and_then(|text| text.parse::<IpAddr>().ok());
+        let address = wished
+            .into_iter()
+            .chain(before.balancer_addresses())
+            .find(|address| Family::of(*address) == *family)
+            .or_else(|| allocator.balancer_address(*family))
+            .ok_or("spec.type: no load balancer address is left; delete Services")?;
+        ingress.push(json!({"ip": address, "ipMode": "VIP"}));
+    }
+    if let Some(object) = service.as_object_mut() {
+        object.insert("status".to_owned(), json!({"loadBalancer": {"ingress": ingress}}));
+    }
+    Ok(())
+}
+
+const NO_NODE_PORT: &str = "spec.ports: no node port is left; delete Services";
 
 fn complete_ports(
     service: &Value,
@@ -158,8 +233,7 @@ fn complete_ports(
                 .iter()
                 .find(|old| old.name == view.name && old.port == view.port)
                 .and_then(|old| old.node_port);
-            let number =
-                kept.or_else(|| allocator.node_port()).ok_or("spec.ports: no node port is left; delete Services")?;
+            let number = kept.or_else(|| allocator.node_port()).ok_or(NO_NODE_PORT)?;
             fields.insert("nodePort".to_owned(), json!(number));
         }
     }
@@ -242,6 +316,43 @@ mod tests {
         complete(&mut new, Some(&old), &mut allocator).unwrap();
         assert_eq!(new, old);
         assert_eq!(new["spec"]["ports"][0]["nodePort"], 30_000);
+    }
+
+    #[test]
+    fn a_load_balancer_gets_addresses_and_a_health_check() {
+        let mut allocator = Allocator::default();
+        let spec = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "ports": [{"port": 80}]});
+        let written = json!({"metadata": {"name": "a"}, "spec": spec});
+        let mut first = written.clone();
+        complete(&mut first, None, &mut allocator).unwrap();
+        let ips = |service: &Value| {
+            service["status"]["loadBalancer"]["ingress"]
+                .as_array()
+                .map(|list| list.iter().map(|entry| entry["ip"].as_str().unwrap().to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(ips(&first), Some(vec!["198.18.0.1".to_owned(), "fd00:198:18::1".to_owned()]));
+        assert_eq!(first["spec"]["ports"][0]["nodePort"], 30_000);
+        assert_eq!(first["spec"]["healthCheckNodePort"], 30_001);
+        let mut again = written.clone();
+        complete(&mut again, Some(&first), &mut allocator).unwrap();
+        assert_eq!(again, first);
+
+        let mut second = written.clone();
+        second["spec"]["allocateLoadBalancerNodePorts"] = json!(false);
+        second["spec"]["externalTrafficPolicy"] = json!("Cluster");
+        complete(&mut second, None, &mut allocator).unwrap();
+        assert_eq!(ips(&second).unwrap()[0], "198.18.0.2");
+        assert_eq!(second["spec"]["ports"][0].get("nodePort"), None);
+        assert_eq!(second["spec"].get("healthCheckNodePort"), None);
+
+        let mut others = written.clone();
+        others["spec"]["loadBalancerClass"] = json!("example.org/other");
+        complete(&mut others, None, &mut allocator).unwrap();
+        assert_eq!(ips(&others), None);
+        let mut told = written;
+        told["status"] = json!({"loadBalancer": {"ingress": [{"ip": "198.18.0.9", "ipMode": "Proxy"}]}});
+        complete(&mut told, None, &mut allocator).unwrap();
+        assert_eq!(ips(&told).unwrap(), ["198.18.0.9"]);
     }
 
     #[test]

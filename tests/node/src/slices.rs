@@ -105,17 +105,32 @@ fn ports(spec: &ServiceSpec, containers: &[ContainerPort]) -> Vec<SlicePort> {
 }
 
 fn endpoint(pod: &Candidate<'_>, family: Family, spec: &ServiceSpec) -> Value {
-    json!({
+    let ready = spec.publish_not_ready_addresses || (pod.serving && !pod.terminating);
+    let mut endpoint = json!({
         "addresses": [pod.addresses.of(family)],
         "conditions": {
-            "ready": spec.publish_not_ready_addresses || (pod.serving && !pod.terminating),
+            "ready": ready,
             "serving": pod.serving,
             "terminating": pod.terminating,
         },
         "nodeName": pod.node,
         "zone": pod.zone,
         "targetRef": { "kind": "Pod", "name": pod.name },
-    })
+    });
+    if ready && let Some(hints) = hints(pod, spec) {
+        endpoint["hints"] = hints;
+    }
+    endpoint
+}
+
+/// For whom an endpoint is meant, if the Service wishes traffic to be distributed by place: ready endpoints only.
+fn hints(pod: &Candidate<'_>, spec: &ServiceSpec) -> Option<Value> {
+    let zones = json!([{"name": pod.zone}]);
+    match spec.traffic_distribution.as_deref()? {
+        "PreferClose" | "PreferSameZone" => Some(json!({"forZones": zones})),
+        "PreferSameNode" => Some(json!({"forZones": zones, "forNodes": [{"name": pod.node}]})),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -209,6 +224,24 @@ mod tests {
         leaving.terminating = true;
         let out = slices("shop", "a", &spec(json!([{"port": 80}])), &[leaving]);
         assert_eq!(out[0]["endpoints"][0]["conditions"], json!({"ready": false, "serving": true, "terminating": true}));
+    }
+
+    #[test]
+    fn distribution_becomes_hints_on_ready_endpoints() {
+        let app = labels("a");
+        let mut leaving = pod("y", 3, &app, &[]);
+        leaving.terminating = true;
+        let mut spec = spec(json!([{"port": 80}]));
+        let hints = |spec: &ServiceSpec| {
+            let out = slices("s", "a", spec, &[pod("x", 2, &app, &[]), leaving.clone()]);
+            [out[0]["endpoints"][0]["hints"].clone(), out[0]["endpoints"][1]["hints"].clone()]
+        };
+        assert_eq!(hints(&spec), [Value::Null, Value::Null]);
+        spec.traffic_distribution = Some("PreferClose".to_owned());
+        assert_eq!(hints(&spec), [json!({"forZones": [{"name": "zone-a"}]}), Value::Null]);
+        spec.traffic_distribution = Some("PreferSameNode".to_owned());
+        let both = json!({"forZones": [{"name": "zone-a"}], "forNodes": [{"name": "node1"}]});
+        assert_eq!(hints(&spec), [both, Value::Null]);
     }
 
     #[test]

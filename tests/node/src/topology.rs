@@ -2,10 +2,10 @@
 //!
 //! ```text
 //!   outside ── br0 ─┬─ node1 ═ eth0 │ node 1 │ cni0 ─┬─ veth… ═ eth0 │ pod     (bridge)
-//!                   │               │        │ veth…  ═════════ eth0 │ pod     (routed)
-//!                   └─ node2 ═ eth0 │ node 2 │ …
+//!      │            │               │        │ veth…  ═════════ eth0 │ pod     (routed)
+//!     far           └─ node2 ═ eth0 │ node 2 │ …
 //! ```
-//! Nothing leads out of the machine: the outside has no device but this bridge.
+//! Nothing leads out of the machine: the outside has no device but this bridge and the wire to the far host.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
@@ -13,8 +13,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
+use ipnet::IpNet;
 
-use crate::address::{self, Dual};
+use crate::address::{self, Dual, Family};
 use crate::cgroup::Cgroup;
 use crate::link::Links;
 use crate::netns::{MountNs, NetNs, sysctl};
@@ -46,10 +47,12 @@ pub struct Wires {
     pub mtu: u32,
 }
 
-/// The world beyond the nodes: one host on their network.
+/// The world beyond the nodes: one host on their network, which is their router, and one behind it.
 pub struct Outside {
-    /// Where its processes run.
+    /// Where the near host's processes run.
     pub place: Place,
+    /// Where the far host's processes run.
+    pub far: Place,
     links: Mutex<Links>,
 }
 
@@ -62,15 +65,45 @@ impl Outside {
         let net = NetNs::create()?;
         hostile::quiet_ipv6(&net)?;
         hostile::router(&net)?;
-        hostile::answer_strays(&net)?;
+        hostile::answer_strays(&net, "br0")?;
         let mut links = Links::open(&net)?;
         links.up("lo")?;
         links.add_bridge("br0", address::mac(address::OUTSIDE.v4))?;
         links.up("br0")?;
         links.add_address("br0", address::OUTSIDE.v4.into(), 24)?;
         links.add_address("br0", address::OUTSIDE.v6.into(), 64)?;
+
+        let far = NetNs::create()?;
+        hostile::quiet_ipv6(&far)?;
+        let mut beyond = Links::open(&far)?;
+        links.add_veth("far", None, 1500, "eth0", &far)?;
+        beyond.up("lo")?;
+        for (links, device, own) in [(&mut links, "far", address::NEAR), (&mut beyond, "eth0", address::FAR)] {
+            links.up(device)?;
+            links.add_address(device, own.v4.into(), 24)?;
+            links.add_address(device, own.v6.into(), 64)?;
+        }
+        beyond.add_route(ANY_V4, 0, Some(address::NEAR.v4.into()), "eth0")?;
+        beyond.add_route(ANY_V6, 0, Some(address::NEAR.v6.into()), "eth0")?;
+
+        let far = Place::new("far", far, None, Some(Arc::new(cgroup.child("far")?)))?;
         let place = Place::new("outside", net, None, Some(Arc::new(cgroup.child("outside")?)))?;
-        Ok(Self { place, links: Mutex::new(links) })
+        Ok(Self { place, far, links: Mutex::new(links) })
+    }
+
+    /// Routes the addresses of Services, load balancers and authors to a node.
+    ///
+    /// # Errors
+    /// When the node's network is not there.
+    pub fn route_to(&self, node: u8) -> Result<()> {
+        let mut links = lock(&self.links);
+        let gateway = address::node(node);
+        for network in [address::SERVICES_V4, address::SERVICES_V6, address::ROUTED_V4, address::ROUTED_V6] {
+            let network: IpNet = network.parse()?;
+            let gateway = gateway.of(Family::of(network.addr()));
+            links.replace_route(network.addr(), network.prefix_len(), Some(gateway), "br0")?;
+        }
+        Ok(())
     }
 }
 
@@ -129,6 +162,7 @@ impl Node {
             links.add_address("cni0", gateway.v6.into(), 64)?;
         }
         hostile::cni_rules(&net, number)?;
+        hostile::answer_strays(&net, "eth0")?;
         if !hostile::bridge_netfilter(&net, wires.bridge_netfilter)? && wires.bridge_netfilter {
             tracing::warn!("this kernel has no br_netfilter: bridged packets stay out of netfilter's sight");
         }

@@ -16,15 +16,18 @@ pub enum Transport {
     Tcp,
     /// Datagrams.
     Udp,
+    /// Associations, made of raw packets: see [`crate::sctp`].
+    Sctp,
 }
 
 impl Transport {
-    /// As in a Service: `TCP` or `UDP`.
+    /// As in a Service: `TCP`, `UDP` or `SCTP`.
     #[must_use]
     pub fn word(self) -> &'static str {
         match self {
             Self::Tcp => "TCP",
             Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
         }
     }
 }
@@ -84,6 +87,9 @@ pub struct Ports {
     pub tcp: BTreeSet<u16>,
     /// UDP ports.
     pub udp: BTreeSet<u16>,
+    /// SCTP ports.
+    #[serde(default)]
+    pub sctp: BTreeSet<u16>,
 }
 
 impl Ports {
@@ -92,19 +98,21 @@ impl Ports {
         match transport {
             Transport::Tcp => self.tcp.insert(port),
             Transport::Udp => self.udp.insert(port),
+            Transport::Sctp => self.sctp.insert(port),
         };
     }
 
     /// Whether all of `other` is in here.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
-        self.tcp.is_superset(&other.tcp) && self.udp.is_superset(&other.udp)
+        self.tcp.is_superset(&other.tcp) && self.udp.is_superset(&other.udp) && self.sctp.is_superset(&other.sctp)
     }
 
     /// Adds all of `other`.
     pub fn extend(&mut self, other: &Self) {
         self.tcp.extend(&other.tcp);
         self.udp.extend(&other.udp);
+        self.sctp.extend(&other.sctp);
     }
 }
 
@@ -116,6 +124,8 @@ pub enum ServerRequest {
     Listen(Ports),
     /// Say what arrived so far.
     Counts,
+    /// Accept nothing more, and end each connection after its next answer.
+    Drain,
 }
 
 /// What a pod server answers to the run.
@@ -126,6 +136,8 @@ pub enum ServerReply {
     Listening(Ports),
     /// What arrived so far.
     Counts(Counts),
+    /// It accepts nothing more.
+    Draining,
     /// It could not do it.
     Error(String),
 }
@@ -135,6 +147,8 @@ pub enum ServerReply {
 pub struct Counts {
     /// Accepted TCP connections.
     pub connections: u64,
+    /// Those of them that are open.
+    pub open: u64,
     /// Received datagrams.
     pub datagrams: u64,
 }
@@ -161,6 +175,9 @@ pub struct ProbeTarget {
     pub expect: BTreeSet<SocketAddr>,
     /// Whether refusal is the right answer.
     pub refusal: bool,
+    /// Whether silence is the right answer (on a node: connect() fails with "no route to host").
+    #[serde(default)]
+    pub silence: bool,
     /// Requests that are sent in any case.
     pub at_least: u32,
     /// Requests after which the probe gives up on backends not seen yet.
@@ -182,6 +199,10 @@ pub struct ProbeResult {
     pub answered: BTreeMap<SocketAddr, u32>,
     /// The answering pods' names.
     pub pods: BTreeMap<SocketAddr, String>,
+    /// As whom each of them saw the client.
+    pub sources: BTreeMap<SocketAddr, BTreeSet<IpAddr>>,
+    /// Requests that nobody answered or refused in time, or whose target was called unreachable.
+    pub dropped: u32,
     /// What else happened, and how often.
     pub errors: BTreeMap<String, u32>,
     /// How long each answered request took, in microseconds, from the socket's making to the answer's last byte.

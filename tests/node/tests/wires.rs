@@ -12,12 +12,12 @@ const PODS: &str = "
 apiVersion: v1
 kind: Pod
 metadata: {name: a}
-spec: {containers: [{name: c, ports: [{containerPort: 80}, {containerPort: 53, protocol: UDP}]}]}
+spec: {containers: [{name: c, ports: [{containerPort: 80}, {containerPort: 53, protocol: UDP}, {containerPort: 3868, protocol: SCTP}]}]}
 ---
 apiVersion: v1
 kind: Pod
 metadata: {name: b}
-spec: {containers: [{name: c, ports: [{containerPort: 80}, {containerPort: 53, protocol: UDP}]}]}
+spec: {containers: [{name: c, ports: [{containerPort: 80}, {containerPort: 53, protocol: UDP}, {containerPort: 3868, protocol: SCTP}]}]}
 ";
 
 fn helper() -> Helper {
@@ -41,18 +41,20 @@ fn target(id: usize, address: SocketAddr, transport: Transport) -> ProbeTarget {
         transport,
         expect: BTreeSet::from([address]),
         refusal: false,
+        silence: false,
         at_least: 4,
         at_most: 4,
         timeout_ms: 5000,
     }
 }
 
-/// Every pod answers over every protocol and family: another pod, itself, its node, and the other node's pods.
+/// Every pod answers over every protocol and family: another pod, itself, its node, the other node's pods, and the outside,
+/// to which nodes route what they do not masquerade.
 fn all_reach_all(node: &TestNode) {
     let mut targets = Vec::new();
     for pod in node.pods() {
         for family in Family::BOTH {
-            for (port, transport) in [(80, Transport::Tcp), (53, Transport::Udp)] {
+            for (port, transport) in [(80, Transport::Tcp), (53, Transport::Udp), (3868, Transport::Sctp)] {
                 let address = SocketAddr::new(pod.addresses().of(family), port);
                 targets.push(target(targets.len(), address, transport));
             }
@@ -90,6 +92,47 @@ fn finished_checksums_are_right_too() {
         node.apply(PODS).unwrap();
         all_reach_all(&node);
     }
+}
+
+#[test]
+fn hosts_outside_reach_every_node_and_are_seen_as_themselves() {
+    let node = start(PodNetwork::Bridge, 2, true);
+    node.apply(
+        "{kind: DaemonSet, metadata: {name: d}, spec: {template: {spec: {hostNetwork: true, containers: [{ports: [{containerPort: 80}]}]}}}}",
+    )
+    .unwrap();
+    for (client, own) in [(Client::Outside, address::OUTSIDE), (Client::Far, address::FAR)] {
+        for (family, number) in Family::BOTH.into_iter().flat_map(|family| [(family, 1), (family, 2)]) {
+            let at = SocketAddr::new(address::node(number).of(family), 80);
+            let result = node.probe(&client, vec![target(0, at, Transport::Tcp)]).unwrap().remove(0);
+            assert_eq!(result.answered.get(&at), Some(&4), "{client:?} to {at}: {result:?}");
+            assert_eq!(result.sources.get(&at), Some(&BTreeSet::from([own.of(family)])));
+        }
+    }
+}
+
+#[test]
+fn a_draining_pod_finishes_what_it_has_and_takes_nothing_more() {
+    use std::io::{Read, Write};
+    let node = start(PodNetwork::Bridge, 1, true);
+    node.apply(PODS).unwrap();
+    let (server, client) = (node.pod("a").unwrap(), node.pod("b").unwrap());
+    let at = SocketAddr::new(server.addresses().v4.into(), 80);
+    let mut open = client.run(|| std::net::TcpStream::connect(at).unwrap()).unwrap();
+    write!(open, "GET /client HTTP/1.1\r\n\r\n").unwrap();
+    let mut buffer = [0; 4096];
+    let length = open.read(&mut buffer).unwrap();
+    let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+    assert!(text.ends_with(&format!("\r\n\r\n{}\n", open.local_addr().unwrap())), "{text}");
+    assert_eq!(server.counts().unwrap().open, 1);
+
+    server.drain().unwrap();
+    let refused = client.run(|| std::net::TcpStream::connect(at)).unwrap().unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
+    write!(open, "GET /healthz HTTP/1.1\r\n\r\n").unwrap();
+    let mut rest = String::new();
+    open.read_to_string(&mut rest).unwrap();
+    assert!(rest.contains("Connection: close") && rest.ends_with("ok\n"), "{rest}");
 }
 
 #[test]

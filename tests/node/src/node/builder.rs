@@ -121,6 +121,7 @@ impl Builder {
             nodes.push(Arc::new(node));
         }
         topology::mesh(&nodes)?;
+        outside.route_to(1)?;
         let source = SourceDir::create(folder.path().join("source"))?;
         fs::create_dir(folder.path().join("hosts")).context("cannot make the folder for hosts files")?;
         let state = State {
