@@ -8,6 +8,7 @@ pub mod cidrs;
 pub mod desired;
 pub mod merge;
 pub mod service;
+pub mod slots;
 
 pub use choice::Target;
 pub use cidrs::compile_cidrs;

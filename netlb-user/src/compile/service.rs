@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use netlb_common::frontend::flags;
+use netlb_common::frontend::{flags, scheduler};
 
 use super::choice::{Choice, Here, Target, Uses, choose};
 use super::merge::{Endpoints, merge};
+use super::slots::slots;
 use crate::model::{
-    Cidr, Claim, Family, FrontendKind, PortName, Problem, Protocol, ServiceName, ServicePort, ServiceSpec,
-    TrafficPolicy, World,
+    Cidr, Claim, EndpointSpec, Family, FrontendKind, PortName, Problem, Protocol, Scheduler, ServiceName, ServicePort,
+    ServiceSpec, TrafficPolicy, Weighed, World,
 };
 
 /// A Service port in one family: what gets an id, and session affinity, of its own.
@@ -156,7 +157,10 @@ fn port_tables(
     let endpoints = endpoints.unwrap_or(&none);
     let here = Here { node: world.here(), zone: world.zone().map(AsRef::as_ref) };
     let used = |list| frontends.values().any(|kind| matches!(lists(spec, *kind), (a, b) if a == list || b == list));
-    let chosen = choose(endpoints, Uses { cluster: used(List::Cluster), local: used(List::Local) }, here);
+    let weight = |at: &Target, e: &EndpointSpec| weight(spec, at.0, e);
+    // Who is drained is passed over, as if it were not ready.
+    let taking = endpoints.iter().filter(|(at, e)| weight(at, e) > 0).map(|(at, e)| (*at, *e)).collect();
+    let chosen = choose(&taking, Uses { cluster: used(List::Cluster), local: used(List::Local) }, here);
     let backend = |at: &Target, listed: (bool, bool)| BackendTable {
         state: if listed == (false, false) { BackendState::Draining } else { BackendState::Active },
         device: world.device_at(at.0),
@@ -169,16 +173,45 @@ fn port_tables(
         let listed = (chosen.cluster.contains(at), chosen.local.contains(at));
         (listed != (false, false) || e.serving || e.ready).then(|| (*at, backend(at, listed)))
     });
+    let scheduler = world.scheduler(spec);
+    let list = |chosen: &BTreeSet<Target>| {
+        let weight = |at: &Target| if scheduler.honours_weights() { weight(at, endpoints[at]) } else { 1 };
+        slots(&chosen.iter().map(|at| (*at, weight(at))).collect::<Vec<_>>())
+    };
     let source_ranges = source_ranges(world, spec, frontends);
-    let restricted = source_ranges.is_some();
+    let common = scheduler_bits(scheduler);
+    let frontend = |kind: FrontendKind| {
+        let restricted = kind == FrontendKind::LoadBalancer && source_ranges.is_some();
+        let mut table = frontend(spec, kind, &chosen);
+        table.flags |= common | if restricted { flags::SOURCE_RANGES } else { 0 };
+        table
+    };
     PortTables {
-        frontends: frontends.iter().map(|(claim, kind)| (*claim, frontend(spec, *kind, &chosen, restricted))).collect(),
+        frontends: frontends.iter().map(|(claim, kind)| (*claim, frontend(*kind))).collect(),
         backends: backends.collect(),
-        cluster: chosen.cluster.iter().copied().collect(),
-        local: chosen.local.iter().copied().collect(),
+        cluster: list(&chosen.cluster),
+        local: list(&chosen.local),
         source_ranges,
         affinity_s: spec.affinity_s.unwrap_or(0),
     }
+}
+
+/// What an endpoint weighs: its Service has the first word, then its slice.
+fn weight(spec: &ServiceSpec, addr: IpAddr, endpoint: &EndpointSpec) -> u32 {
+    let by_pod = || spec.weights.get(&Weighed::Pod(endpoint.pod.clone()?));
+    let named = spec.weights.get(&Weighed::Addr(addr)).or_else(by_pod).copied();
+    named.or(endpoint.weight).unwrap_or(1)
+}
+
+/// The scheduler as it stands in a frontend's flags. Weights are in the slots.
+fn scheduler_bits(scheduler: Scheduler) -> u32 {
+    let number = match scheduler {
+        Scheduler::Random => scheduler::RANDOM,
+        Scheduler::RoundRobin | Scheduler::WeightedRoundRobin => scheduler::ROUND_ROBIN,
+        Scheduler::SourceHash => scheduler::SOURCE_HASH,
+        Scheduler::LeastConnections => scheduler::LEAST_CONNECTIONS,
+    };
+    number << flags::SCHEDULER_SHIFT
 }
 
 /// Who may reach the load balancer addresses of a port in one family.
@@ -210,12 +243,11 @@ fn lists(spec: &ServiceSpec, kind: FrontendKind) -> (List, List) {
     }
 }
 
-fn frontend(spec: &ServiceSpec, kind: FrontendKind, chosen: &Choice, restricted: bool) -> FrontendTable {
+fn frontend(spec: &ServiceSpec, kind: FrontendKind, chosen: &Choice) -> FrontendTable {
     let (inside, outside) = lists(spec, kind);
     let mut bits = match kind {
         FrontendKind::ClusterIp => 0,
         FrontendKind::NodePort | FrontendKind::ExternalIp => flags::EXTERNAL,
-        FrontendKind::LoadBalancer if restricted => flags::EXTERNAL | flags::LOAD_BALANCER | flags::SOURCE_RANGES,
         FrontendKind::LoadBalancer => flags::EXTERNAL | flags::LOAD_BALANCER,
     };
     if kind != FrontendKind::ClusterIp && spec.keeps_clients() {

@@ -2,13 +2,17 @@
 
 use std::sync::Arc;
 
-use super::meta::{ObjectMeta, is_label};
+use super::meta::{ObjectMeta, annotation, is_label, only_known, weight};
 use super::place::{Place, Report, Reported, quote};
 use super::service::{HEADLESS, PROTOCOLS, unusable};
+use crate::model::scheduler::MAX_WEIGHT;
 use crate::model::{EndpointSpec, Family, NodeName, PortName, Protocol, ServiceName, SliceName, SlicePort, SliceSpec};
 
 /// Ties a slice to its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Annotation: the weight of its endpoints.
+const WEIGHT: &str = "weight";
 
 pub(super) fn convert(root: &Place<'_>, meta: ObjectMeta, report: &mut Report) -> Result<SliceSpec, Reported> {
     let types = &[("IPv4", Some(Family::V4)), ("IPv6", Some(Family::V6)), ("FQDN", None)];
@@ -25,9 +29,23 @@ pub(super) fn convert(root: &Place<'_>, meta: ObjectMeta, report: &mut Report) -
     let ports = ports.iter().filter_map(|place| port(place, report).ok()).collect();
     let endpoints = root.list("endpoints", report)?;
     let endpoints = endpoints.iter().enumerate();
-    let endpoints = endpoints.filter_map(|(index, place)| endpoint(place, index, family, report).ok()).collect();
+    let weight = slice_weight(root, &meta, report);
+    let endpoint = |(index, place)| endpoint(place, index, family, report).ok();
+    let endpoints = endpoints.filter_map(endpoint).map(|e| EndpointSpec { weight, ..e }).collect();
     let name = SliceName { namespace: meta.namespace, name: meta.name };
     Ok(SliceSpec { name, meta: meta.meta, service, family, ports, endpoints })
+}
+
+/// The weight of all endpoints of a slice.
+fn slice_weight(root: &Place<'_>, meta: &ObjectMeta, report: &mut Report) -> Option<u32> {
+    only_known(root, meta, &[WEIGHT], report);
+    let text = meta.annotations.get(WEIGHT)?;
+    let weight = weight(text);
+    if weight.is_none() {
+        let message = format!("{} is not a weight; 1 stands in for it", quote(text));
+        annotation(root, WEIGHT, message, &format!("write a number from 0 to {MAX_WEIGHT}"), report);
+    }
+    weight
 }
 
 fn port(place: &Place<'_>, report: &mut Report) -> Result<SlicePort, Reported> {
@@ -67,6 +85,9 @@ fn endpoint(place: &Place<'_>, index: usize, family: Family, report: &mut Report
     let terminating = condition("terminating", false)?;
     let node = place.text("nodeName", report).ok().flatten().map(NodeName::new);
     let hints = place.object("hints", report).ok().flatten();
+    let target = place.object("targetRef", report).ok().flatten();
+    let target = target.filter(|target| matches!(target.text("kind", report), Ok(Some("Pod"))));
+    let pod = target.and_then(|target| target.text("name", report).ok().flatten().map(Arc::from));
     let mut names = |key| -> Vec<Arc<str>> {
         let Some(hints) = &hints else { return Vec::new() };
         let list = hints.list(key, report).unwrap_or_default();
@@ -79,6 +100,8 @@ fn endpoint(place: &Place<'_>, index: usize, family: Family, report: &mut Report
         serving,
         terminating,
         node,
+        pod,
+        weight: None,
         zone_hints: names("forZones"),
         node_hints: names("forNodes").into_iter().map(NodeName).collect(),
     })

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::place::{Place, Report, Reported, quote};
 use crate::model::Meta;
+use crate::model::scheduler::MAX_WEIGHT;
 
 /// Longest name Kubernetes allows (a DNS subdomain, RFC 1123).
 const MAX_NAME: usize = 253;
@@ -18,11 +19,40 @@ pub(super) struct ObjectMeta {
     pub namespace: Arc<str>,
     pub name: Arc<str>,
     pub labels: BTreeMap<String, String>,
+    /// netlb's own, without [`PREFIX`]; others may be large, and are no matter.
+    pub annotations: BTreeMap<String, String>,
     pub meta: Meta,
 }
 
+/// What annotations for netlb begin with.
+pub(super) const PREFIX: &str = "netlb.io/";
+
+/// Reports an annotation of netlb's.
+pub(super) fn annotation(root: &Place<'_>, key: &str, message: String, remedy: &str, report: &mut Report) -> Reported {
+    let key = format!("{PREFIX}{key}");
+    let metadata = root.get("metadata");
+    match metadata.as_ref().and_then(|metadata| metadata.get("annotations")) {
+        Some(annotations) => report.field(&annotations, &key, message, remedy),
+        None => report.field(root, &key, message, remedy),
+    }
+}
+
+/// Reports annotations for netlb that an object of this kind does not have: a slip of the pen would else go unseen.
+pub(super) fn only_known(root: &Place<'_>, meta: &ObjectMeta, known: &[&str], report: &mut Report) {
+    for key in meta.annotations.keys().filter(|key| !known.contains(&key.as_str())) {
+        let known: Vec<String> = known.iter().map(|known| format!("{PREFIX}{known}")).collect();
+        let remedy = format!("write {}, or take it out", known.join(" or "));
+        annotation(root, key, "is not an annotation netlb knows here".to_owned(), &remedy, report);
+    }
+}
+
+/// A weight of a backend.
+pub(super) fn weight(text: &str) -> Option<u32> {
+    text.trim().parse().ok().filter(|weight| *weight <= MAX_WEIGHT)
+}
+
 /// Whether a name is a DNS subdomain as Kubernetes means it.
-fn is_name(text: &str) -> bool {
+pub(super) fn is_name(text: &str) -> bool {
     text.len() <= MAX_NAME && text.split('.').all(is_label_of_any_length)
 }
 
@@ -76,6 +106,7 @@ pub(super) fn rest<'a>(root: &'a Place<'a>, namespace: Arc<str>, name: Arc<str>,
         namespace,
         name,
         labels: BTreeMap::new(),
+        annotations: BTreeMap::new(),
         meta: Meta { file: report.file.clone(), created: None },
     };
     let Some(metadata) = root.get("metadata") else { return out };
@@ -87,6 +118,18 @@ pub(super) fn rest<'a>(root: &'a Place<'a>, namespace: Arc<str>, name: Arc<str>,
             None => {
                 let message = format!("label {} is not a string", quote(key));
                 report.field(&metadata, "labels", message, "put its value in quotes");
+            }
+        }
+    }
+    for (key, value) in metadata.map("annotations", report).ok().flatten().into_iter().flatten() {
+        let Some(name) = key.strip_prefix(PREFIX) else { continue };
+        match value.as_str() {
+            Some(text) => {
+                out.annotations.insert(name.to_owned(), text.to_owned());
+            }
+            None => {
+                let message = format!("annotation {} is not a string", quote(key));
+                report.field(&metadata, "annotations", message, "put its value in quotes");
             }
         }
     }

@@ -3,16 +3,22 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::meta::{ObjectMeta, is_label};
+use super::meta::{ObjectMeta, annotation, is_label, is_name, only_known, weight};
 use super::place::{Place, Report, Reported, quote};
+use crate::model::scheduler::MAX_WEIGHT;
 use crate::model::{
-    Cidr, Family, PortName, Protocol, ServiceName, ServicePort, ServiceSpec, ServiceType, SourceRanges, TrafficPolicy,
+    Cidr, Family, PortName, Protocol, Scheduler, ServiceName, ServicePort, ServiceSpec, ServiceType, SourceRanges,
+    TrafficPolicy, Weighed, Weights,
 };
 
 /// Hands a Service to another proxy: kube-proxy does not even see it.
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 /// Marks a Service, or a slice, as headless.
 pub(super) const HEADLESS: &str = "service.kubernetes.io/headless";
+
+/// Annotations: how a backend is chosen, and what some of them weigh.
+const SCHEDULER: &str = "scheduler";
+const WEIGHTS: &str = "weights";
 
 /// Seconds of `sessionAffinity: ClientIP` if nothing is said, and the most that may be.
 const AFFINITY_DEFAULT: u32 = 10_800;
@@ -36,6 +42,7 @@ pub(super) fn convert(root: &Place<'_>, meta: ObjectMeta, report: &mut Report) -
     let policy =
         |key, report: &mut Report| spec.choice(key, POLICIES, report).ok().flatten().unwrap_or(TrafficPolicy::Cluster);
     let cluster_ips = cluster_ips(&spec, report)?;
+    let (scheduler, weights) = (scheduler(root, &meta, report), weights(root, &meta, report));
     Ok(ServiceSpec {
         name: ServiceName { namespace: meta.namespace, name: meta.name },
         meta: meta.meta,
@@ -49,6 +56,8 @@ pub(super) fn convert(root: &Place<'_>, meta: ObjectMeta, report: &mut Report) -
         load_balancer_ips: load_balancer_ips(root, report),
         source_ranges: source_ranges(&spec, report),
         health_check_node_port: node_port(&spec, "healthCheckNodePort", report),
+        scheduler,
+        weights,
         ours: !meta.labels.contains_key(PROXY_NAME) && !meta.labels.contains_key(HEADLESS),
     })
 }
@@ -152,6 +161,41 @@ fn affinity(spec: &Place<'_>, report: &mut Report) -> Option<u32> {
     Some(timeout().ok().flatten().unwrap_or(AFFINITY_DEFAULT))
 }
 
+fn scheduler(root: &Place<'_>, meta: &ObjectMeta, report: &mut Report) -> Option<Scheduler> {
+    only_known(root, meta, &[SCHEDULER, WEIGHTS], report);
+    let text = meta.annotations.get(SCHEDULER)?;
+    let found = Scheduler::parse(text.trim());
+    if found.is_none() {
+        let known = Scheduler::ALL.map(Scheduler::name).join(", ");
+        let message = format!("{} is no scheduler; the agent's own stands in for it", quote(text));
+        annotation(root, SCHEDULER, message, &format!("write one of {known}"), report);
+    }
+    found
+}
+
+/// `address=weight` or `pod=weight`, with commas between. An entry that cannot be read counts for nothing.
+fn weights(root: &Place<'_>, meta: &ObjectMeta, report: &mut Report) -> Weights {
+    let mut weights = Weights::default();
+    let text = meta.annotations.get(WEIGHTS).map_or("", String::as_str);
+    for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+        let parsed = entry.split_once('=').and_then(|(name, number)| Some((name.trim(), weight(number)?)));
+        match parsed.map(|(name, weight)| (name, name.parse::<IpAddr>(), weight)) {
+            Some((_, Ok(addr), weight)) => {
+                weights.insert(Weighed::Addr(addr), weight);
+            }
+            Some((name, Err(_), weight)) if is_name(name) => {
+                weights.insert(Weighed::Pod(name.into()), weight);
+            }
+            Some(_) | None => {
+                let message = format!("{} is not a weight of an address or pod, and counts for nothing", quote(entry));
+                let remedy = format!("write ADDRESS=WEIGHT or POD=WEIGHT, with weights from 0 to {MAX_WEIGHT}");
+                annotation(root, WEIGHTS, message, &remedy, report);
+            }
+        }
+    }
+    weights
+}
+
 /// Who may come. A range that cannot be read lets nobody in, and does not open the Service to everybody.
 fn source_ranges(spec: &Place<'_>, report: &mut Report) -> SourceRanges {
     let Ok(list) = spec.list("loadBalancerSourceRanges", report) else {
@@ -183,8 +227,8 @@ fn load_balancer_ips(root: &Place<'_>, report: &mut Report) -> Vec<IpAddr> {
         let Some(balancer) = status.object("loadBalancer", report)? else { return Ok(Vec::new()) };
         let mut ips = Vec::new();
         for ingress in balancer.list("ingress", report)? {
-            let vip = ingress.choice("ipMode", &[("VIP", true), ("Proxy", false)], report).ok().flatten();
-            if let (Some(ip), Some(true) | None) = (ingress.get("ip"), vip) {
+            let vip = ingress.choice("ipMode", &[("VIP", true), ("Proxy", false)], report);
+            if let (Some(ip), Ok(Some(true) | None)) = (ingress.get("ip"), vip) {
                 ips.extend(public(&ip, report));
             }
         }

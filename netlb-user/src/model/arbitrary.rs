@@ -78,13 +78,19 @@ fn service_ports() -> impl Strategy<Value = Vec<ServicePort>> {
     })
 }
 
+fn spread() -> impl Strategy<Value = (Option<Scheduler>, Weights)> {
+    let weight = (select(vec![ip("10.244.0.1"), ip("10.244.0.2"), ip("fd00:244::1")]), select(vec![0u32, 2, 3]));
+    let weights = vec(weight, 0..2).prop_map(|all| all.into_iter().map(|(addr, w)| (Weighed::Addr(addr), w)).collect());
+    (proptest::option::weighted(0.3, select(Scheduler::ALL.to_vec())), weights)
+}
+
 fn service() -> impl Strategy<Value = Object> {
     let v4 = proptest::option::weighted(0.9, select(vec![ip("10.96.0.1"), ip("10.96.0.2"), ip("10.96.0.3")]));
     let v6 = proptest::option::of(select(vec![ip("fd00:10:96::1"), ip("fd00:10:96::2")]));
     let age = proptest::option::of(0i64..3);
-    let rest = (proptest::option::of(select(vec![60u32, 10_800])), prop::bool::weighted(0.9), outside());
+    let rest = (proptest::option::of(select(vec![60u32, 10_800])), prop::bool::weighted(0.9), outside(), spread());
     (name(), v4, v6, age, service_ports(), rest).prop_map(
-        |(name, v4, v6, created, ports, (affinity_s, ours, outside))| {
+        |(name, v4, v6, created, ports, (affinity_s, ours, outside, (scheduler, weights)))| {
             Object::Service(ServiceSpec {
                 name: ServiceName::new("ns", name),
                 meta: Meta { file: None, created },
@@ -97,6 +103,8 @@ fn service() -> impl Strategy<Value = Object> {
                 external_ips: outside.external_ips,
                 load_balancer_ips: outside.load_balancer_ips,
                 source_ranges: outside.source_ranges,
+                scheduler,
+                weights,
                 health_check_node_port: 0,
                 ours,
             })
@@ -123,6 +131,8 @@ fn endpoint(family: Family) -> impl Strategy<Value = EndpointSpec> {
             serving,
             terminating,
             node: node.map(NodeName::new),
+            pod: None,
+            weight: if zones.len() == 2 { Some(2) } else { None },
             zone_hints: zones.into_iter().map(Arc::from).collect(),
             node_hints: nodes.into_iter().map(NodeName::new).collect(),
         }

@@ -38,6 +38,10 @@ pub struct EndpointSpec {
     pub serving: bool,
     pub terminating: bool,
     pub node: Option<NodeName>,
+    /// The Pod it is (`targetRef`), in the namespace of its slice.
+    pub pod: Option<Arc<str>>,
+    /// From its slice (annotation `netlb.io/weight`).
+    pub weight: Option<u32>,
     /// Zone and node hints (`hints.forZones`, `hints.forNodes`).
     pub zone_hints: Vec<Arc<str>>,
     pub node_hints: Vec<NodeName>,

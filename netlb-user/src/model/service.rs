@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::names::{PortName, ServiceName};
+use super::scheduler::{Scheduler, Weights};
 use super::types::{Cidr, Family, Meta, Protocol};
 use super::world::Claim;
 
@@ -28,6 +29,10 @@ pub struct ServiceSpec {
     pub source_ranges: SourceRanges,
     /// 0: none.
     pub health_check_node_port: u16,
+    /// Annotation `netlb.io/scheduler`; `None`: the agent's.
+    pub scheduler: Option<Scheduler>,
+    /// Annotation `netlb.io/weights`.
+    pub weights: Weights,
     /// False if a label hands the Service to another proxy, or marks it headless: it is as good as absent.
     pub ours: bool,
 }

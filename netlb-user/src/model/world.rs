@@ -13,6 +13,7 @@ use super::names::{NodeName, PodName, PolicyName, ServiceName, SliceName};
 use super::node::{NamespaceSpec, NodeSpec, ServiceCidrSpec};
 use super::object::{Kind, Object, ObjectKey};
 use super::pod::PodSpec;
+use super::scheduler::Scheduler;
 use super::service::ServiceSpec;
 use super::types::{Meta, Protocol};
 
@@ -31,6 +32,8 @@ pub struct World {
     here: Option<NodeName>,
     /// Its primary addresses.
     node_addresses: BTreeSet<IpAddr>,
+    /// How Services choose that do not say.
+    scheduler: Scheduler,
 
     slices_of: BTreeMap<ServiceName, BTreeSet<SliceName>>,
     slices_at: BTreeMap<IpAddr, BTreeSet<SliceName>>,
@@ -178,6 +181,20 @@ impl World {
     /// The primary addresses of the node we are on.
     pub fn node_addresses(&self) -> &BTreeSet<IpAddr> {
         &self.node_addresses
+    }
+
+    /// How Services choose a backend that do not say.
+    pub fn set_scheduler(&mut self, scheduler: Scheduler) -> Dirty {
+        if self.scheduler == scheduler {
+            return Dirty::default();
+        }
+        self.scheduler = scheduler;
+        self.all_services()
+    }
+
+    /// How a Service chooses a backend.
+    pub fn scheduler(&self, spec: &ServiceSpec) -> Scheduler {
+        spec.scheduler.unwrap_or(self.scheduler)
     }
 
     /// The name of the node we are on.

@@ -19,7 +19,7 @@ use super::order::{Draft, Phase, Plan};
 use super::services::{Services, Shortage, Wanted};
 use super::shadow::Shadow;
 use crate::compile::Compiled;
-use crate::model::{self, Change, Dirty, HostState, NodeName, PodDevice, Problem, ServiceName, World};
+use crate::model::{self, Change, Dirty, HostState, NodeName, PodDevice, Problem, Scheduler, ServiceName, World};
 use crate::store::{Capacity, MapStore, StoreError, Tables};
 
 /// What the agent finds out about its node for `CONFIG`; the Service CIDRs come from the world.
@@ -120,6 +120,11 @@ impl Controller {
     /// Sets the name of the node we are on: endpoints there are local. Without it none is.
     pub fn set_node_name(&mut self, name: Option<NodeName>) {
         self.dirty.merge(self.world.set_here(name));
+    }
+
+    /// Sets how Services choose a backend that do not say.
+    pub fn set_scheduler(&mut self, scheduler: Scheduler) {
+        self.dirty.merge(self.world.set_scheduler(scheduler));
     }
 
     /// Sets what the agent found on its node; the next plan follows it. Before the first call, what a restarted agent left stays.

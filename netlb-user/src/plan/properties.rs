@@ -116,10 +116,12 @@ proptest! {
         let some = a.0.values().zip(picked).filter(|(_, picked)| *picked);
         let some = some.map(|(object, _)| Change::Apply(object.clone()));
         next.settle(some.chain([Change::Incomplete, Change::Synced]).collect(), None);
-        for (key, (backends, ..)) in &old {
-            let now = view(&next.tables());
-            let now = now.get(key).map(|(backends, ..)| backends.clone()).unwrap_or_default();
-            prop_assert!(backends.iter().all(|b| now.contains(b)), "{:?}: {:?} of {:?} are left", key, now, backends);
+        let now = view(&next.tables());
+        for (key, old) in &old {
+            let (inside, outside) = now.get(key).map(|seen| (seen.inside.clone(), seen.outside.clone())).unwrap_or_default();
+            for (left, had) in [(inside, &old.inside), (outside, &old.outside)] {
+                prop_assert!(had.iter().all(|b| left.contains(b)), "{:?}: {:?} of {:?} are left", key, left, had);
+            }
         }
         for (id, old) in &rig.tables().backends {
             prop_assert_eq!(next.tables().backends[id].endpoint, old.endpoint);

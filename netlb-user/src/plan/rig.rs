@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use netlb_common::Addr;
 use netlb_common::backend::{flags as backend, state};
 use netlb_common::frontend::{FrontendKey, FrontendValue, flags};
 
@@ -15,9 +16,19 @@ pub(super) fn node() -> NodeConfig {
     NodeConfig { netns_cookie: 7, hz: 250, flags: 1, seed: 42, ..NodeConfig::default() }
 }
 
-/// What stands behind each port entry: backends in slot order as `address:port`, for clients inside and outside, flags, who may come, and
-/// affinity.
-pub(super) type View = BTreeMap<FrontendKey, (Vec<String>, Vec<String>, u32, u32)>;
+/// What stands behind each port entry.
+pub(super) type View = BTreeMap<FrontendKey, Seen>;
+
+#[derive(Clone, PartialEq, Debug)]
+pub(super) struct Seen {
+    /// Backends in slot order as `address:port`, for clients inside and outside.
+    pub(super) inside: Vec<String>,
+    pub(super) outside: Vec<String>,
+    flags: u32,
+    affinity_s: u32,
+    /// Source ranges, if they count, as address and prefix.
+    ranges: BTreeSet<(Addr, u32)>,
+}
 
 pub(super) fn view(tables: &Tables) -> View {
     let backend = |id: u32| match tables.backends.get(&id) {
@@ -26,9 +37,18 @@ pub(super) fn view(tables: &Tables) -> View {
     };
     let ports = tables.frontends.iter().filter(|(key, _)| !key.is_address());
     let names = |list: Vec<u32>| list.into_iter().map(backend).collect();
-    ports
-        .map(|(key, f)| (*key, (names(tables.list(f)), names(tables.outside_list(f)), f.flags, f.affinity_s)))
-        .collect()
+    let seen = |f: &FrontendValue| {
+        let ranges =
+            tables.source_ranges.iter().filter(|r| r.service == f.service && f.flags & flags::SOURCE_RANGES != 0);
+        Seen {
+            inside: names(tables.list(f)),
+            outside: names(tables.outside_list(f)),
+            flags: f.flags,
+            affinity_s: f.affinity_s,
+            ranges: ranges.map(|range| (range.addr, range.prefix)).collect(),
+        }
+    };
+    ports.map(|(key, f)| (*key, seen(f))).collect()
 }
 
 /// Panics unless each port entry is as in one of two views, and what it points at may be pointed at.
@@ -36,8 +56,16 @@ pub(super) fn check(tables: &Tables, old: &View, new: &View) {
     let now = view(tables);
     for key in now.keys().chain(old.keys()).chain(new.keys()) {
         let found = now.get(key);
+        // Who is allowed stays so; for a moment those of before and after are.
+        let is = |want: Option<&Seen>| match (found, want) {
+            (Some(found), Some(want)) => {
+                let ranges = found.ranges.clone();
+                want.ranges.is_subset(&ranges) && *found == Seen { ranges, ..want.clone() }
+            }
+            (found, want) => found == want,
+        };
         assert!(
-            found == old.get(key) || found == new.get(key),
+            is(old.get(key)) || is(new.get(key)),
             "{key:?}: {found:?}\nold {:?}\nnew {:?}",
             old.get(key),
             new.get(key)
