@@ -125,6 +125,80 @@ fn every_reason_is_documented() {
     }
 }
 
+/// Fields of core/v1 Service (spec, status) and discovery/v1 EndpointSlice in Kubernetes 1.36, as docs/services.md names them.
+const FIELDS: &[&str] = &[
+    "allocateLoadBalancerNodePorts",
+    "clusterIP",
+    "clusterIPs",
+    "externalIPs",
+    "externalName",
+    "externalTrafficPolicy",
+    "healthCheckNodePort",
+    "internalTrafficPolicy",
+    "ipFamilies",
+    "ipFamilyPolicy",
+    "loadBalancerClass",
+    "loadBalancerIP",
+    "loadBalancerSourceRanges",
+    "ports",
+    "publishNotReadyAddresses",
+    "selector",
+    "sessionAffinity",
+    "sessionAffinityConfig",
+    "sessionAffinityConfig.clientIP",
+    "sessionAffinityConfig.clientIP.timeoutSeconds",
+    "trafficDistribution",
+    "type",
+    "ports[].appProtocol",
+    "ports[].name",
+    "ports[].nodePort",
+    "ports[].port",
+    "ports[].protocol",
+    "ports[].targetPort",
+    "conditions",
+    "loadBalancer.ingress[].hostname",
+    "loadBalancer.ingress[].ip",
+    "loadBalancer.ingress[].ipMode",
+    "loadBalancer.ingress[].ports",
+    "addressType",
+    "endpoints",
+    "endpoints[].addresses",
+    "endpoints[].conditions.ready",
+    "endpoints[].conditions.serving",
+    "endpoints[].conditions.terminating",
+    "endpoints[].deprecatedTopology",
+    "endpoints[].hints.forNodes",
+    "endpoints[].hints.forZones",
+    "endpoints[].hostname",
+    "endpoints[].nodeName",
+    "endpoints[].targetRef",
+    "endpoints[].zone",
+];
+
+#[test]
+fn every_field_of_a_service_and_its_slices_is_documented() {
+    let page = fs::read_to_string(root().join("docs/services.md")).expect("docs/services.md");
+    for field in FIELDS {
+        assert!(page.contains(&format!("\n| `{field}` |")), "docs/services.md has no row for {field}");
+    }
+    // What the converters ask an object for must be among them.
+    let known = |key: &str| FIELDS.iter().any(|field| field.split('.').any(|step| step.trim_end_matches("[]") == key));
+    let mut asked = 0;
+    for file in ["service.rs", "endpoint_slice.rs"] {
+        let code = fs::read_to_string(root().join("netlb-user/src/k8s").join(file)).expect("a converter");
+        for getter in ["text", "list", "object", "choice", "integer", "boolean", "port", "get"] {
+            for key in code.split(&format!(".{getter}(\"")).skip(1).filter_map(|rest| rest.split('"').next()) {
+                // Parts of every object, and names of hints.
+                if !["spec", "status", "metadata", "labels", "annotations", "name"].contains(&key) {
+                    assert!(known(key), "{file} reads {key}: docs/services.md must say so");
+                    asked += 1;
+                }
+            }
+        }
+    }
+    assert!(asked > 15, "only {asked} fields found: the converters ask otherwise now");
+}
+
 #[test]
 fn nothing_committed_names_a_path_of_the_machine_it_was_written_on() {
     let words = [concat!("/wo", "rk/"), concat!("/shared", "/design"), concat!("/tmp/", "brief")];
