@@ -188,8 +188,8 @@ fn every_field_of_a_service_and_its_slices_is_documented() {
         let code = fs::read_to_string(root().join("netlb-user/src/k8s").join(file)).expect("a converter");
         for getter in ["text", "list", "object", "choice", "integer", "boolean", "port", "get"] {
             for key in code.split(&format!(".{getter}(\"")).skip(1).filter_map(|rest| rest.split('"').next()) {
-                // Parts of every object, and names of hints.
-                if !["spec", "status", "metadata", "labels", "annotations", "name"].contains(&key) {
+                // Parts of every object, of hints and of references.
+                if !["spec", "status", "metadata", "labels", "annotations", "kind", "name"].contains(&key) {
                     assert!(known(key), "{file} reads {key}: docs/services.md must say so");
                     asked += 1;
                 }
