@@ -95,8 +95,11 @@ fn service_list(rig: &Rig) -> Result<()> {
                 seen.get(&key).with_context(|| format!("no row {key:?} in {seen:#?}"))?;
             ensure!((*found, *draining) == (Some(active), Some(0)), "{key:?}: {found:?} active, {draining:?} draining");
             let vip = rig.frontend(service, family, port)?;
-            let wanted = serde_json::json!([{"address": vip.ip(), "port": port}]);
-            ensure!(*frontends == wanted, "{key:?}: frontends {frontends}, not {wanted}");
+            let own = frontends.as_array().and_then(|all| all.iter().find(|f| f["kind"] == "ClusterIP"));
+            let own = own.with_context(|| format!("{key:?}: no ClusterIP in {frontends}"))?;
+            let (address, found) = (serde_json::json!(vip.ip()), &own["inside"]["backends"]);
+            ensure!(own["address"] == address && own["port"] == port, "{key:?}: {own}, not at {vip}");
+            ensure!(*found == active && own["inside"] == own["outside"], "{key:?}: {own}, not {active} backends");
         }
     }
     let text = rig.agent.netlb(&["service", "list"])?;

@@ -1,5 +1,7 @@
 //! `loadBalancerSourceRanges`: who may reach a Service by its load balancer addresses.
 
+use core::fmt;
+
 use crate::addr::Addr;
 use crate::pod::record;
 
@@ -30,5 +32,13 @@ impl SourceRangeKey {
     #[inline(always)]
     pub const fn client(service: u32, addr: Addr) -> Self {
         SourceRangeKey { prefix: Self::WHOLE, service, addr }
+    }
+}
+
+/// The range, without its Service port.
+impl fmt::Display for SourceRangeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let before = if self.addr.is_v4() { 32 + 96 } else { 32 };
+        write!(f, "{}/{}", self.addr, self.prefix.saturating_sub(before))
     }
 }

@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use netlb_common::backend::state;
+use netlb_common::backend::{flags, state};
+use netlb_common::frontend::FrontendKey;
 use netlb_common::proto;
 use serde::Serialize;
 
@@ -51,8 +52,10 @@ struct Row {
     state: &'static str,
     /// `namespace/name` of the pod at the address, if known.
     pod: Option<String>,
-    /// It is a pod of this node whose device is known.
+    /// It is on this node.
     local: bool,
+    /// Lists of its Service port that it stands in: `cluster`, `local`.
+    lists: Vec<&'static str>,
     /// New flows it was given, by packets and by sockets.
     flows: u64,
 }
@@ -76,7 +79,9 @@ fn rows(
     let mut rows = Vec::new();
     for (id, value) in tables.backends.iter().filter(|(_, value)| value.state != state::FREE) {
         let address = value.addr.to_ip();
-        let vips = tables.frontends.iter().filter(|(key, to)| !key.is_address() && to.service == value.service);
+        let own = |key: &FrontendKey| !key.is_address() && !key.is_node_port();
+        let vips = tables.frontends.iter().filter(|(key, to)| own(key) && to.service == value.service);
+        let lists = [(flags::CLUSTER_LIST, "cluster"), (flags::LOCAL_LIST, "local")];
         rows.push(Row {
             service: names.service(value.service),
             vip_ports: vips.map(|(key, _)| key.port().get()).collect(),
@@ -86,7 +91,8 @@ fn rows(
             protocol: proto::name(value.proto),
             state: state::name(value.state),
             pod: names.pod(address).map(str::to_owned),
-            local: value.endpoint != 0,
+            local: value.endpoint != 0 || value.flags & flags::ON_NODE != 0,
+            lists: lists.into_iter().filter(|(bit, _)| value.flags & bit != 0).map(|(_, name)| name).collect(),
             flows: flows(*id)?,
         });
     }
@@ -98,7 +104,7 @@ fn rows(
 }
 
 fn table(rows: &[Row]) -> String {
-    let mut table = TextTable::new(&["SERVICE", "BACKEND", "POD", "STATE", "WHERE", "FLOWS"]);
+    let mut table = TextTable::new(&["SERVICE", "BACKEND", "POD", "STATE", "WHERE", "LISTS", "FLOWS"]);
     for row in rows {
         table.row([
             row.service.clone(),
@@ -106,6 +112,7 @@ fn table(rows: &[Row]) -> String {
             row.pod.clone().unwrap_or_default(),
             row.state.to_owned(),
             if row.local { "this node" } else { "elsewhere" }.to_owned(),
+            row.lists.join(","),
             row.flows.to_string(),
         ]);
     }
@@ -119,14 +126,17 @@ mod tests {
 
     #[test]
     fn backends_with_their_flows_and_without_free_ids() {
-        let (tables, mut names) = world();
+        let (mut tables, mut names) = world();
+        if let Some(first) = tables.backends.get_mut(&1) {
+            first.flags = flags::ON_NODE | flags::CLUSTER_LIST | flags::LOCAL_LIST;
+        }
         names.pods.insert("10.244.1.5".parse().expect("an address"), "shop/web-0".to_owned());
         let rows = rows(&tables, &names, |id| Ok(u64::from(id) * 10)).expect("no store fails here");
         let want = "\
-SERVICE             BACKEND              POD         STATE     WHERE      FLOWS
-shop/frontend:http  10.244.1.5:8080/TCP  shop/web-0  active    elsewhere  10
-shop/frontend:http  10.244.1.6:8080/TCP  -           draining  elsewhere  20
-shop/frontend:http  10.244.1.7:8080/TCP  -           removed   elsewhere  30
+SERVICE             BACKEND              POD         STATE     WHERE      LISTS          FLOWS
+shop/frontend:http  10.244.1.5:8080/TCP  shop/web-0  active    this node  cluster,local  10
+shop/frontend:http  10.244.1.6:8080/TCP  -           draining  elsewhere  -              20
+shop/frontend:http  10.244.1.7:8080/TCP  -           removed   elsewhere  -              30
 ";
         assert_eq!(table(&rows), want);
         let json = serde_json::to_value(&rows).expect("JSON");

@@ -1,12 +1,15 @@
 //! `netlb service list`: what the maps hold of each Service port.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use netlb_common::backend::state;
+use netlb_common::frontend::{FrontendKey, FrontendValue, flags, scheduler};
 use netlb_common::proto;
+use netlb_common::source_range::SourceRangeKey;
 use serde::Serialize;
 
 use super::Paths;
@@ -23,7 +26,7 @@ pub(super) struct ServiceArgs {
 
 #[derive(Subcommand, Debug)]
 enum ServiceCommand {
-    /// One line a Service port and family
+    /// One line a frontend: how many backends its clients find inside the cluster and outside
     List(ListArgs),
 }
 
@@ -44,18 +47,61 @@ struct Row {
     family: &'static str,
     protocol: &'static str,
     frontends: Vec<Frontend>,
-    /// Backends that take new flows.
+    /// Backends that take new flows, of clients inside or outside.
     active: usize,
     /// Backends that only keep the flows they have.
     draining: usize,
+    /// `random`, `rr` (weighted or not), `sh`, `lc`.
+    scheduler: &'static str,
     /// Seconds a client stays with its backend; 0: no affinity.
     affinity_seconds: u32,
 }
 
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+/// Where a Service port is reached.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 struct Frontend {
-    address: IpAddr,
+    /// `ClusterIP`, `NodePort`, `LoadBalancer` or `ExternalIP`.
+    kind: &'static str,
+    /// `None`: every address of the node that serves node ports.
+    address: Option<IpAddr>,
     port: u16,
+    /// For clients inside the cluster, and outside.
+    inside: Reach,
+    outside: Reach,
+    /// The client's address is kept, whatever the backend (`externalTrafficPolicy: Local`).
+    keeps_client: bool,
+    /// Ranges of clients that may come; `None`: everybody.
+    sources: Option<Vec<String>>,
+}
+
+/// What a client finds at a frontend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+struct Reach {
+    /// Traffic policy: `Cluster` or `Local`.
+    policy: &'static str,
+    backends: usize,
+    /// What becomes of its packets without any: `refused`, or `dropped` because there are some, and traffic policy forbids them.
+    without: &'static str,
+}
+
+impl Reach {
+    fn new(list: Vec<u32>, flags: u32, local: u32, drop: u32) -> Self {
+        Reach {
+            policy: if flags & local == 0 { "Cluster" } else { "Local" },
+            backends: list.into_iter().collect::<BTreeSet<_>>().len(),
+            without: if flags & drop == 0 { "refused" } else { "dropped" },
+        }
+    }
+}
+
+impl fmt::Display for Reach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.backends, self.policy) {
+            (0, _) => f.write_str(self.without),
+            (count, "Local") => write!(f, "{count} local"),
+            (count, _) => write!(f, "{count}"),
+        }
+    }
 }
 
 pub(super) fn run(args: &ServiceArgs) -> anyhow::Result<ExitCode> {
@@ -70,43 +116,87 @@ pub(super) fn run(args: &ServiceArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn rows(tables: &Tables, names: &Names) -> Vec<Row> {
-    let mut ports: BTreeMap<u32, (BTreeSet<Frontend>, u8, u32)> = BTreeMap::new();
+    let mut ports: BTreeMap<u32, Vec<(&FrontendKey, &FrontendValue)>> = BTreeMap::new();
     for (key, value) in tables.frontends.iter().filter(|(key, _)| !key.is_address()) {
-        let (frontends, protocol, affinity) = ports.entry(value.service).or_default();
-        frontends.insert(Frontend { address: key.addr.to_ip(), port: key.port().get() });
-        (*protocol, *affinity) = (key.proto(), value.affinity_s);
+        ports.entry(value.service).or_default().push((key, value));
     }
     let count = |service: u32, wanted: u8| {
         tables.backends.values().filter(|b| b.service == service && b.state == wanted).count()
     };
     let mut rows: Vec<Row> = ports
         .into_iter()
-        .map(|(id, (frontends, protocol, affinity_seconds))| Row {
-            service: names.service(id),
-            family: if frontends.iter().all(|f| f.address.is_ipv4()) { "ipv4" } else { "ipv6" },
-            protocol: proto::name(protocol),
-            frontends: frontends.into_iter().collect(),
-            active: count(id, state::ACTIVE),
-            draining: count(id, state::DRAINING),
-            affinity_seconds,
+        .filter_map(|(id, entries)| {
+            let (key, value) = *entries.first()?;
+            let mut frontends: Vec<Frontend> =
+                entries.into_iter().map(|(key, value)| frontend(tables, key, value)).collect();
+            frontends.sort_by_key(|f| (ORDER.iter().position(|kind| *kind == f.kind), f.address, f.port));
+            Some(Row {
+                service: names.service(id),
+                family: if key.addr.is_v4() { "ipv4" } else { "ipv6" },
+                protocol: proto::name(key.proto()),
+                frontends,
+                active: count(id, state::ACTIVE),
+                draining: count(id, state::DRAINING),
+                scheduler: scheduler::name((value.flags & flags::SCHEDULER_MASK) >> flags::SCHEDULER_SHIFT),
+                affinity_seconds: value.affinity_s,
+            })
         })
         .collect();
     rows.sort_by(|a, b| (&a.service, a.family, a.protocol).cmp(&(&b.service, b.family, b.protocol)));
     rows
 }
 
+/// Kinds of frontends as they are listed.
+const ORDER: [&str; 4] = ["ClusterIP", "NodePort", "LoadBalancer", "ExternalIP"];
+
+fn frontend(tables: &Tables, key: &FrontendKey, value: &FrontendValue) -> Frontend {
+    let [own, node, balancer, external] = ORDER;
+    let has = |bit: u32| value.flags & bit != 0;
+    Frontend {
+        kind: match key.is_node_port() {
+            true => node,
+            false if has(flags::LOAD_BALANCER) => balancer,
+            false if has(flags::EXTERNAL) => external,
+            false => own,
+        },
+        address: (!key.is_node_port()).then(|| key.addr.to_ip()),
+        port: key.port().get(),
+        inside: Reach::new(tables.list(value), value.flags, flags::INSIDE_LOCAL, flags::DROP_INSIDE),
+        outside: Reach::new(tables.outside_list(value), value.flags, flags::OUTSIDE_LOCAL, flags::DROP_OUTSIDE),
+        keeps_client: has(flags::KEEP_CLIENT),
+        sources: has(flags::SOURCE_RANGES).then(|| {
+            let own = tables.source_ranges.iter().filter(|range| range.service == value.service);
+            own.map(SourceRangeKey::to_string).collect()
+        }),
+    }
+}
+
 fn table(rows: &[Row]) -> String {
-    let mut table = TextTable::new(&["SERVICE", "FAMILY", "FRONTEND", "ACTIVE", "DRAINING", "SESSION"]);
-    for row in rows {
-        let at = |f: &Frontend| format!("{}/{}", std::net::SocketAddr::new(f.address, f.port), row.protocol);
+    let headings =
+        ["SERVICE", "FAMILY", "KIND", "FRONTEND", "INSIDE", "OUTSIDE", "DRAINING", "SCHEDULER", "SESSION", "SOURCES"];
+    let mut table = TextTable::new(&headings);
+    for (row, frontend) in rows.iter().flat_map(|row| row.frontends.iter().map(move |frontend| (row, frontend))) {
+        let at = match frontend.address {
+            Some(address) => SocketAddr::new(address, frontend.port).to_string(),
+            None => format!("*:{}", frontend.port),
+        };
         let affinity = if row.affinity_seconds == 0 { String::new() } else { format!("{} s", row.affinity_seconds) };
+        let sources = match &frontend.sources {
+            Some(ranges) if ranges.is_empty() => "nobody".to_owned(),
+            Some(ranges) => ranges.join(","),
+            None => String::new(),
+        };
         table.row([
             row.service.clone(),
             row.family.to_owned(),
-            row.frontends.iter().map(at).collect::<Vec<_>>().join(" "),
-            row.active.to_string(),
+            frontend.kind.to_owned(),
+            format!("{at}/{}", row.protocol),
+            frontend.inside.to_string(),
+            frontend.outside.to_string(),
             row.draining.to_string(),
+            row.scheduler.to_owned(),
             affinity,
+            sources,
         ]);
     }
     table.render()
@@ -115,7 +205,6 @@ fn table(rows: &[Row]) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use netlb_common::backend::BackendValue;
-    use netlb_common::frontend::{FrontendKey, FrontendValue};
     use netlb_common::{Addr, Port};
 
     use super::*;
@@ -152,6 +241,7 @@ pub(super) mod tests {
             affinity_s,
             generation: 1,
         };
+        tables.slots = BTreeMap::from([(0, 1), (1, 1)]);
         tables.frontends.insert(FrontendKey::address(ip("10.96.0.1")), value(0, 0, 0));
         tables.frontends.insert(FrontendKey::new(ip("10.96.0.1"), Port::new(80), proto::TCP), value(1, 2, 600));
         tables.frontends.insert(FrontendKey::new(ip("fd00:10:96::2"), Port::new(53), proto::UDP), value(2, 0, 0));
@@ -171,12 +261,45 @@ pub(super) mod tests {
 
     #[test]
     fn services_by_name_with_their_frontends() {
-        let (tables, names) = world();
+        let (mut tables, names) = world();
+        let external = flags::EXTERNAL | flags::KEEP_CLIENT | flags::OUTSIDE_LOCAL | flags::DROP_OUTSIDE;
+        let common = FrontendValue {
+            service: 1,
+            flags: external | scheduler::ROUND_ROBIN << flags::SCHEDULER_SHIFT,
+            slots: 0,
+            count: 2,
+            outside_slots: 0,
+            outside_count: 0,
+            affinity_s: 600,
+            generation: 1,
+        };
+        let node_port = FrontendKey::node_port(true, Port::new(30080), proto::TCP);
+        tables.frontends.insert(node_port, common);
+        let balancer = FrontendValue {
+            flags: common.flags & !flags::DROP_OUTSIDE | flags::LOAD_BALANCER | flags::SOURCE_RANGES,
+            outside_count: 1,
+            ..common
+        };
+        tables.frontends.insert(FrontendKey::new(ip("1.2.3.4"), Port::new(80), proto::TCP), balancer);
+        tables.source_ranges.insert(SourceRangeKey::range(1, ip("203.0.113.9"), 25));
+        if let Some(own) = tables.frontends.get_mut(&FrontendKey::new(ip("10.96.0.1"), Port::new(80), proto::TCP)) {
+            own.flags = scheduler::ROUND_ROBIN << flags::SCHEDULER_SHIFT;
+        }
         let want = "\
-SERVICE             FAMILY  FRONTEND                ACTIVE  DRAINING  SESSION
-service#2           ipv6    [fd00:10:96::2]:53/UDP  0       0         -
-shop/frontend:http  ipv4    10.96.0.1:80/TCP        1       1         600 s
+SERVICE             FAMILY  KIND          FRONTEND                INSIDE   OUTSIDE  DRAINING  SCHEDULER  SESSION  SOURCES
+service#2           ipv6    ClusterIP     [fd00:10:96::2]:53/UDP  refused  refused  0         random     -        -
+shop/frontend:http  ipv4    ClusterIP     10.96.0.1:80/TCP        1        1        1         rr         600 s    -
+shop/frontend:http  ipv4    NodePort      *:30080/TCP             1        dropped  1         rr         600 s    -
+shop/frontend:http  ipv4    LoadBalancer  1.2.3.4:80/TCP          1        1 local  1         rr         600 s    203.0.113.0/25
 ";
-        assert_eq!(table(&rows(&tables, &names)), want);
+        let rows = rows(&tables, &names);
+        assert_eq!(table(&rows), want);
+        let json = serde_json::to_value(&rows[1]).expect("JSON");
+        assert_eq!((&json["scheduler"], &json["active"]), (&"rr".into(), &1.into()));
+        let [_, node, balancer] = &json["frontends"].as_array().expect("a list")[..] else { panic!("{json}") };
+        assert_eq!((&node["kind"], &node["address"]), (&"NodePort".into(), &serde_json::Value::Null));
+        let outside = serde_json::json!({"policy": "Local", "backends": 0, "without": "dropped"});
+        assert_eq!(node["outside"], outside);
+        assert_eq!((&balancer["keeps_client"], &balancer["sources"][0]), (&true.into(), &"203.0.113.0/25".into()));
     }
 }

@@ -9,7 +9,6 @@ use std::net::IpAddr;
 use netlb_common::backend::{self, BackendValue, state};
 use netlb_common::endpoint::EndpointValue;
 use netlb_common::frontend::{FrontendKey, FrontendValue, flags, scheduler};
-use netlb_common::source_range::SourceRangeKey;
 use netlb_common::{Addr, proto, uplink};
 
 use super::Tables;
@@ -128,9 +127,7 @@ fn known(addr: Addr) -> String {
 fn ranges(tables: &Tables, labels: &Labels) -> Vec<(String, String)> {
     let mut all: Vec<_> = tables.source_ranges.iter().collect();
     all.sort_by_key(|key| (labels.services.get(&key.service).copied(), key.addr.to_ip(), key.prefix));
-    let skipped = |addr: Addr| if addr.is_v4() { 32 + 96 } else { 32 };
-    let text = |key: &&SourceRangeKey| format!("{}/{}", key.addr, key.prefix.saturating_sub(skipped(key.addr)));
-    all.iter().map(|key| (labels.service(key.service), text(key))).collect()
+    all.iter().map(|key| (labels.service(key.service), key.to_string())).collect()
 }
 
 /// New numbers for ids, given in an order that follows from the content.
