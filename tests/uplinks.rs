@@ -22,7 +22,7 @@ type Check = fn(&Rig) -> Result<()>;
 
 fn main() -> ExitCode {
     let rig = std::rc::Rc::new(std::cell::LazyCell::new(|| Rig::start(STYLE, ACTOR, WORLD)));
-    let trials: [(&str, Check); 7] = [
+    let trials: [(&str, Check); 8] = [
         ("the node's uplink is found, and the pods' bridge is none", found),
         ("an uplink comes, with a second one, and goes", comes_and_goes),
         ("it changes address and MTU", changes),
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
         ("it becomes the port of a bridge, which takes its place", becomes_a_port),
         ("programs that somebody took off it come back", taken_off),
         ("the node's addresses follow its devices", node_addresses),
+        ("without free source ports it reserves some, and cleanup gives them back", reserved_ports),
     ];
     let trials = trials.map(|(name, check)| {
         let rig = std::rc::Rc::clone(&rig);
@@ -210,4 +211,46 @@ fn node_addresses(rig: &Rig) -> Result<()> {
     wait("the address that took its place", json!(["10.88.0.77", own.v6.to_string()]))?;
     ip(rig, &format!("addr add {}/24 dev eth0", own.v4))?;
     wait("the Node object's, which is back", before)
+}
+
+/// Reads a file of /proc/sys in the node's network namespace.
+fn setting(rig: &Rig, name: &str) -> Result<String> {
+    let path = format!("/proc/sys/net/ipv4/{name}");
+    let text = rig.node.node(1)?.net().run(|| std::fs::read_to_string(&path))?.with_context(|| path.clone())?;
+    Ok(text.trim().to_owned())
+}
+
+fn set(rig: &Rig, name: &str, value: &str) -> Result<()> {
+    let path = format!("/proc/sys/net/ipv4/{name}");
+    rig.node.node(1)?.net().run(|| std::fs::write(&path, value))?.with_context(|| path.clone())
+}
+
+/// The host's own ports are tuned as guides advise: nothing is left for masquerade but what netlb reserves.
+fn reserved_ports(rig: &Rig) -> Result<()> {
+    let ports = |rig: &Rig| -> Result<String> {
+        let status = rig.agent.status()?.context("no status")?;
+        Ok(status["snat_ports"].as_str().context("no ports")?.to_owned())
+    };
+    ensure!(ports(rig)? == "1024-29999", "{} without tuning", ports(rig)?);
+    set(rig, "ip_local_reserved_ports", "8472,62000-62010")?;
+    set(rig, "ip_local_port_range", "1024 65535")?;
+    for _ in 0..2 {
+        rig.agent.kill9()?;
+        rig.agent.restart()?;
+        rig.settle()?;
+        ensure!(ports(rig)? == "61000-65535", "{} is chosen", ports(rig)?);
+        let reserved = setting(rig, "ip_local_reserved_ports")?;
+        ensure!(reserved == "8472,61000-65535", "{reserved} is reserved");
+        let status = rig.agent.status()?.context("no status")?;
+        ensure!(status["notes"].to_string().contains("61000-65535 are reserved for it"), "{}", status["notes"]);
+        let config = rig.agent.netlb(&["dump", "--config-only"])?;
+        ensure!(config.contains("config snat=61000+4536"), "{config}");
+    }
+    rig.agent.terminate()?;
+    for _ in 0..2 {
+        rig.agent.netlb(&["cleanup"])?;
+        let reserved = setting(rig, "ip_local_reserved_ports")?;
+        ensure!(reserved == "8472,62000-62010", "cleanup left {reserved}");
+    }
+    Ok(())
 }

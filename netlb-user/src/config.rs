@@ -8,14 +8,20 @@ use netlb_common::maps::capacity;
 use serde::{Deserialize, Serialize};
 
 use crate::delivery::Mode;
+use crate::devices::detector::{self, Detector, Masquerade};
 use crate::devices::node_addresses::NodePortAddresses;
 use crate::health;
+use crate::model::{Cidr, Family};
 use crate::runtime::mounts;
+use crate::runtime::ports::Ports;
 
 /// Where pins are if nobody says otherwise.
 pub const PIN_PATH: &str = "/sys/fs/bpf/netlb";
 /// Where status, names and lock are if nobody says otherwise.
 pub const RUN_DIR: &str = "/run/netlb";
+
+/// The API server's default for `--service-node-port-range`.
+const NODE_PORTS: Ports = Ports { first: 30_000, last: 32_767 };
 
 /// Largest map netlb makes: ids have room in 32 bits, memory has not.
 const MOST_ENTRIES: u32 = 1 << 24;
@@ -51,6 +57,34 @@ pub struct Settings {
     /// Addresses that serve NodePorts, separated by commas: ranges, primary (the node's own of each family), localhost [default: primary]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub nodeport_addresses: Option<Vec<String>>,
+
+    /// Whose address a masqueraded flow shows [default: auto]
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub masquerade: Option<Masquerade>,
+
+    /// Masquerade whatever goes to a cluster IP
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    pub masquerade_all: Option<bool>,
+
+    /// Whose packets count as a pod's, for masquerade and externalTrafficPolicy
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub detect_local_mode: Option<detector::Mode>,
+
+    /// Addresses of all pods, one range a family, for --detect-local-mode ClusterCIDR
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub cluster_cidr: Option<Vec<String>>,
+
+    /// Bridge of the pods, for --detect-local-mode BridgeInterface
+    #[arg(long, value_name = "NAME")]
+    pub pod_bridge_interface: Option<String>,
+
+    /// How names of pods' devices begin, for --detect-local-mode InterfaceNamePrefix
+    #[arg(long, value_name = "PREFIX")]
+    pub pod_interface_name_prefix: Option<String>,
+
+    /// The API server's range of NodePorts: masquerade keeps clear of it [default: 30000-32767]
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub service_node_port_range: Option<String>,
 
     /// Names of pods' devices, with *, separated by commas [default: every veth to another namespace that is no uplink]
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
@@ -115,6 +149,10 @@ pub struct Config {
     pub devices: Vec<String>,
     pub pod_interfaces: Vec<String>,
     pub nodeport_addresses: NodePortAddresses,
+    pub masquerade: Masquerade,
+    pub masquerade_all: bool,
+    pub detector: Detector,
+    pub node_ports: Ports,
     /// Socket hooks act on pods' sockets too.
     pub socket_accel: bool,
     pub delivery: Mode,
@@ -145,6 +183,14 @@ pub enum ConfigError {
     NodePortAddress { word: String },
     #[error("--healthz-bind-address {value} is no address; write one like 0.0.0.0:10256 or [::1]:10256, or none")]
     NoHealthzAddress { value: String },
+    #[error("--service-node-port-range {text} is no range of ports; use e.g. 30000-32767")]
+    NodePortRange { text: String },
+    #[error("--detect-local-mode {mode} needs --{flag}")]
+    DetectorNeeds { mode: &'static str, flag: &'static str },
+    #[error(
+        "--cluster-cidr {word} is no range of addresses, or the second of its family; use one a family, e.g. 10.244.0.0/16,fd00:244::/48"
+    )]
+    ClusterCidr { word: String },
     #[error("--{flag} {value} is out of range; use 1 to {MOST_ENTRIES}")]
     OutOfRange { flag: &'static str, value: u32 },
     #[error(
@@ -185,6 +231,13 @@ impl Settings {
             devices: self.devices.or(below.devices),
             pod_interfaces: self.pod_interfaces.or(below.pod_interfaces),
             nodeport_addresses: self.nodeport_addresses.or(below.nodeport_addresses),
+            masquerade: self.masquerade.or(below.masquerade),
+            masquerade_all: self.masquerade_all.or(below.masquerade_all),
+            detect_local_mode: self.detect_local_mode.or(below.detect_local_mode),
+            cluster_cidr: self.cluster_cidr.or(below.cluster_cidr),
+            pod_bridge_interface: self.pod_bridge_interface.or(below.pod_bridge_interface),
+            pod_interface_name_prefix: self.pod_interface_name_prefix.or(below.pod_interface_name_prefix),
+            service_node_port_range: self.service_node_port_range.or(below.service_node_port_range),
             accel: self.accel.or(below.accel),
             delivery: self.delivery.or(below.delivery),
             healthz_bind_address: self.healthz_bind_address.or(below.healthz_bind_address),
@@ -201,11 +254,18 @@ impl Settings {
     /// # Errors
     /// The first setting that cannot be.
     pub fn check(self) -> Result<Config, ConfigError> {
+        let detector = self.detector()?;
         let source = self.source.ok_or(ConfigError::NoSource)?;
         if !source.is_dir() {
             return Err(ConfigError::SourceIsNoFolder { path: source.display().to_string() });
         }
-        let node_name = self.node_name.or_else(host_name).filter(|n| !n.is_empty()).ok_or(ConfigError::NoNodeName)?;
+        // As kubelet names its Node.
+        let node_name = self.node_name.or_else(host_name).map(|name| name.trim().to_lowercase());
+        let node_name = node_name.filter(|name| !name.is_empty()).ok_or(ConfigError::NoNodeName)?;
+        let node_ports = match self.service_node_port_range {
+            Some(text) => Ports::parse(&text).ok_or(ConfigError::NodePortRange { text })?,
+            None => NODE_PORTS,
+        };
         let socket_accel = match self.accel.unwrap_or_default() {
             Accel::None => false,
             Accel::Socket => true,
@@ -233,6 +293,10 @@ impl Settings {
             pod_interfaces: self.pod_interfaces.unwrap_or_default(),
             nodeport_addresses: NodePortAddresses::parse(&self.nodeport_addresses.unwrap_or_default())
                 .map_err(|word| ConfigError::NodePortAddress { word })?,
+            masquerade: self.masquerade.unwrap_or_default(),
+            masquerade_all: self.masquerade_all.unwrap_or(false),
+            detector,
+            node_ports,
             socket_accel,
             delivery: self.delivery.unwrap_or_default(),
             healthz: healthz_address(self.healthz_bind_address.as_deref())?,
@@ -254,6 +318,51 @@ fn healthz_address(value: Option<&str>) -> Result<Option<SocketAddr>, ConfigErro
             address.map(Some).ok_or_else(|| ConfigError::NoHealthzAddress { value: value.to_owned() })
         }
     }
+}
+
+impl Settings {
+    /// The mode with what it needs. As for kube-proxy, --cluster-cidr alone means ClusterCIDR, and what another mode needs counts for nothing.
+    fn detector(&self) -> Result<Detector, ConfigError> {
+        let mode = match (self.detect_local_mode, &self.cluster_cidr) {
+            (Some(mode), _) => mode,
+            (None, Some(_)) => detector::Mode::ClusterCidr,
+            (None, None) => detector::Mode::Known,
+        };
+        let needs = |mode, flag| ConfigError::DetectorNeeds { mode, flag };
+        let name =
+            |name: &Option<String>, mode, flag| name.clone().filter(|name| !name.is_empty()).ok_or(needs(mode, flag));
+        Ok(match mode {
+            detector::Mode::Known => Detector::Known,
+            detector::Mode::ClusterCidr => {
+                let ranges = cluster_cidrs(self.cluster_cidr.as_deref().unwrap_or_default())?;
+                if ranges.is_empty() {
+                    return Err(needs("ClusterCIDR", "cluster-cidr"));
+                }
+                Detector::Cidrs(ranges)
+            }
+            detector::Mode::NodeCidr => Detector::NodeCidrs,
+            detector::Mode::BridgeInterface => {
+                Detector::Bridge(name(&self.pod_bridge_interface, "BridgeInterface", "pod-bridge-interface")?)
+            }
+            detector::Mode::InterfaceNamePrefix => Detector::Prefix(name(
+                &self.pod_interface_name_prefix,
+                "InterfaceNamePrefix",
+                "pod-interface-name-prefix",
+            )?),
+            detector::Mode::None => Detector::None,
+        })
+    }
+}
+
+/// At most one range a family.
+fn cluster_cidrs(words: &[String]) -> Result<Vec<Cidr>, ConfigError> {
+    let mut ranges: Vec<Cidr> = Vec::new();
+    for word in words.iter().map(|word| word.trim()).filter(|word| !word.is_empty()) {
+        let range = Cidr::parse(word);
+        let fits = |range: &Cidr| ranges.iter().all(|r| Family::of(r.addr) != Family::of(range.addr));
+        ranges.push(range.filter(fits).ok_or_else(|| ConfigError::ClusterCidr { word: word.to_owned() })?);
+    }
+    Ok(ranges)
 }
 
 fn host_name() -> Option<String> {
@@ -318,7 +427,53 @@ mod tests {
         assert!(say(Settings { source: Some("/nowhere".into()), ..good() }).contains("not a folder"));
         let nodeport_addresses = Some(vec!["10.0.0.7".to_owned()]);
         assert!(say(Settings { nodeport_addresses, ..good() }).contains("one address: 10.0.0.7/32"));
+        let service_node_port_range = Some("32767-30000".to_owned());
+        assert!(say(Settings { service_node_port_range, ..good() }).contains("e.g. 30000-32767"));
         let cgroup = Some(dir.path().to_owned());
         assert!(say(Settings { cgroup, ..good() }).contains("below a cgroup2 mount"));
+    }
+    #[test]
+    fn detectors_need_what_they_go_by() {
+        let text = |text: &str| Some(text.to_owned());
+        let mode = |mode| Settings { detect_local_mode: Some(mode), ..Settings::default() };
+        let ranges = |list: &str| Some(list.split(',').map(str::to_owned).collect::<Vec<_>>());
+        let both: Vec<Cidr> = ["10.244.0.0/16", "fd00:244::/48"].iter().filter_map(|t| Cidr::parse(t)).collect();
+        for (settings, want) in [
+            (Settings::default(), Detector::Known),
+            (
+                Settings { cluster_cidr: ranges("10.244.0.0/16, fd00:244::/48"), ..Settings::default() },
+                Detector::Cidrs(both),
+            ),
+            (Settings { cluster_cidr: ranges("10.244.0.0/16"), ..mode(detector::Mode::None) }, Detector::None),
+            (mode(detector::Mode::NodeCidr), Detector::NodeCidrs),
+            (
+                Settings { pod_bridge_interface: text("cni0"), ..mode(detector::Mode::BridgeInterface) },
+                Detector::Bridge("cni0".to_owned()),
+            ),
+            (
+                Settings { pod_interface_name_prefix: text("cali"), ..mode(detector::Mode::InterfaceNamePrefix) },
+                Detector::Prefix("cali".to_owned()),
+            ),
+        ] {
+            assert_eq!(settings.detector().expect("good"), want);
+        }
+        for (settings, word) in [
+            (mode(detector::Mode::ClusterCidr), "needs --cluster-cidr"),
+            (mode(detector::Mode::BridgeInterface), "needs --pod-bridge-interface"),
+            (mode(detector::Mode::InterfaceNamePrefix), "needs --pod-interface-name-prefix"),
+            (Settings { cluster_cidr: ranges("10.244.0.0/16,10.245.0.0/16"), ..Settings::default() }, "10.245.0.0/16"),
+            (
+                Settings { cluster_cidr: ranges("10.244.0.0"), ..Settings::default() },
+                "--cluster-cidr 10.244.0.0 is no range",
+            ),
+        ] {
+            let error = settings.detector().expect_err("refused").to_string();
+            assert!(error.contains(word), "{error}");
+        }
+        let file = Settings::parse("detect-local-mode: NodeCIDR\nmasquerade: kube-proxy\n").expect("good YAML");
+        assert_eq!(
+            (file.detect_local_mode, file.masquerade),
+            (Some(detector::Mode::NodeCidr), Some(Masquerade::KubeProxy))
+        );
     }
 }

@@ -24,11 +24,12 @@ use crate::devices::select::Wishes;
 use crate::devices::{Picture, watch::ScanFailed};
 use crate::devices::{node_addresses, uplinks};
 use crate::health::{Addresses, Feed};
-use crate::model::{Change, HostState, NodeSpec, PodAddresses, PodDevice, Problem};
+use crate::model::{Change, HostState, NodeName, NodeSpec, PodAddresses, PodDevice, Problem};
 use crate::netlink::Netlink;
 use crate::observe::sockets::{self, UdpBackend};
 use crate::observe::sweep::{Sweep, Sweeper};
 use crate::plan::{Controller, MapOp, NodeConfig, Plan};
+use crate::runtime::ports::Ports;
 use crate::store::{KernelStore, MapStore as _};
 
 pub use programs::Programs;
@@ -83,6 +84,7 @@ pub struct Reconciler {
     sweeper: Sweeper,
     netlink: Netlink,
     wishes: Wishes,
+    snat: Ports,
     /// A clock that does not go backwards, from the agent's start.
     began: Instant,
     netns_cookie: u64,
@@ -104,7 +106,7 @@ pub struct Reconciler {
     looked_for: BTreeSet<IpAddr>,
     /// This node as the picture of devices and its Node object show it.
     primary: PodAddresses,
-    host: HostState,
+    host: Option<HostState>,
     delivery: Option<Delivery>,
     forwarding_gaps: Vec<String>,
 
@@ -129,6 +131,8 @@ pub struct Start {
     pub sweeper: Sweeper,
     pub wishes: Wishes,
     pub health: Feed,
+    /// Source ports of masqueraded flows.
+    pub snat: Ports,
     /// Said in the status as long as the agent lives.
     pub notes: Vec<String>,
 }
@@ -139,7 +143,7 @@ impl Reconciler {
     /// # Errors
     /// If the maps cannot be read, or the node cannot be told about.
     pub fn new(start: Start) -> anyhow::Result<Self> {
-        let Start { config, programs, store, sweeper, wishes, health, notes } = start;
+        let Start { config, programs, store, sweeper, wishes, health, snat, notes } = start;
         let restored = store.read()?;
         let old = restored.config;
         let hz = programs
@@ -148,7 +152,8 @@ impl Reconciler {
             .or(old.map(|config| config.hz))
             .filter(|hz| *hz != 0)
             .ok_or_else(|| anyhow::anyhow!("{}", programs.failure().unwrap_or("the kernel's HZ is not known")))?;
-        let controller = Controller::new(&restored, store.capacity());
+        let mut controller = Controller::new(&restored, store.capacity());
+        controller.set_node_name(Some(NodeName::new(&config.node_name)));
         tracing::info!(
             frontends = restored.frontends.len(),
             "maps are {}",
@@ -166,6 +171,7 @@ impl Reconciler {
             programs,
             sweeper,
             wishes,
+            snat,
             began: Instant::now(),
             source_problems: Vec::new(),
             source_failure: None,
@@ -177,7 +183,7 @@ impl Reconciler {
             scan_failure: None,
             looked_for: BTreeSet::new(),
             primary: PodAddresses::default(),
-            host: HostState::default(),
+            host: None,
             delivery: None,
             forwarding_gaps: Vec::new(),
             failed: Vec::new(),
@@ -325,10 +331,12 @@ impl Reconciler {
             let devices = if round.devices { self.pod_devices() } else { None };
             self.plan_and_write(round.changes, devices.as_ref());
             if round.source {
-                // What the source says of this node is known by now.
-                self.know_host();
                 self.look_for_new_pods();
             }
+            // What the source says of this node is known by now.
+            self.know_host();
+            self.controller.set_node(self.node());
+            self.plan_and_write(Vec::new(), None);
         }
         attached |= self.attach();
         let in_step = self.failed.is_empty() && self.programs.is_settled();
@@ -419,27 +427,32 @@ impl Reconciler {
     }
 
     fn node(&self) -> NodeConfig {
-        let mut bits = 0;
+        let mut bits = self.config.masquerade.flags(self.config.masquerade_all);
         if self.delivery.as_ref().is_some_and(|d| d.road == Road::Redirect) {
             bits |= flags::REDIRECT;
         }
         if self.config.socket_accel {
             bits |= flags::SOCKET_ALL;
         }
+        let rule = self.config.detector.rule(self.node_object().map_or(&[], |node| &node.pod_cidrs));
         NodeConfig {
             netns_cookie: self.netns_cookie,
             hz: self.hz,
             flags: bits,
             seed: self.seed,
-            ..NodeConfig::default()
+            node4: self.primary.v4,
+            node6: self.primary.v6,
+            snat_first: u32::from(self.snat.first),
+            snat_count: self.snat.count(),
+            pods: rule.pods,
+            pod_cidrs: rule.cidrs,
         }
     }
 
     /// Works out anew which addresses are the node's, once its devices are known.
     fn know_host(&mut self) {
         let Some(picture) = &self.devices else { return };
-        let own = |node: &&NodeSpec| *node.name.0 == *self.config.node_name;
-        let object = self.controller.world().nodes().find(own).map_or(&[][..], |node| &node.addresses);
+        let object = self.node_object().map_or(&[][..], |node| &node.addresses);
         let primary = node_addresses::primary(picture, object);
         let host = node_addresses::host_state(picture, &self.config.nodeport_addresses, primary);
         if primary != self.primary {
@@ -452,7 +465,16 @@ impl Reconciler {
         } else {
             Addresses::These(host.node_port_addresses.clone())
         });
-        (self.primary, self.host) = (primary, host);
+        self.primary = primary;
+        if self.host.as_ref() != Some(&host) {
+            self.controller.set_host(&host);
+            self.host = Some(host);
+        }
+    }
+
+    /// What the cluster says of this node.
+    fn node_object(&self) -> Option<&NodeSpec> {
+        self.controller.world().nodes().find(|node| *node.name.0 == *self.config.node_name)
     }
 
     fn pod_devices(&self) -> Option<BTreeMap<u32, PodDevice>> {

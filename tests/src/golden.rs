@@ -288,7 +288,7 @@ fn parse_devices(yaml: &str) -> Result<BTreeMap<u32, PodDevice>> {
         let pod_mac = bytes.try_into().map_err(|_| anyhow!("{} is not a MAC", d.mac))?;
         let host_mac = [0xee; 6];
         let Device { ifindex, name, bridge, addrs, .. } = d;
-        Ok((ifindex, PodDevice { ifindex, name, mtu: 1500, bridge, pod_mac, host_mac, addrs }))
+        Ok((ifindex, PodDevice { ifindex, name, mtu: 1500, bridge, pod_mac, host_mac, addrs, pod_source: false }))
     };
     devices.unwrap_or_default().into_iter().map(device).collect()
 }

@@ -20,7 +20,7 @@ use crate::model::NodeName;
 use crate::observe::sweep::Sweeper;
 use crate::reconcile::{Event, Programs, Reconciler, SourceNews, Start};
 use crate::runtime::lock::DirLock;
-use crate::runtime::{preflight, signals, telemetry};
+use crate::runtime::{ports, preflight, signals, telemetry};
 use crate::store::KernelStore;
 
 /// How often the host's filters are looked at.
@@ -76,11 +76,16 @@ fn work(config: Config) -> anyhow::Result<()> {
 
     let capacities = Capacities::new(config.max_services, config.max_backends, config.max_conntrack);
     let (programs, kept) = Programs::load(&pins, &capacities, &config.cgroup, config.detached)?;
-    let notes: Vec<String> = kept.iter().map(keeps).collect();
+    let (snat, reserved) = ports::take(config.node_ports, &config.run_dir);
+    let notes: Vec<String> = kept.iter().map(keeps).chain(reserved).collect();
     for note in &notes {
         tracing::warn!("{note}");
     }
-    let wishes = Wishes { pod_interfaces: config.pod_interfaces.clone(), uplinks: config.devices.clone() };
+    let wishes = Wishes {
+        pod_interfaces: config.pod_interfaces.clone(),
+        uplinks: config.devices.clone(),
+        detector: config.detector.clone(),
+    };
     let source = config.source.clone();
     let opened = events.clone();
     // Nobody listens any more once the agent ends.
@@ -94,6 +99,7 @@ fn work(config: Config) -> anyhow::Result<()> {
         store: KernelStore::open(&pins)?,
         sweeper: Sweeper::open(&pins)?,
         wishes: wishes.clone(),
+        snat: snat.ports,
         config,
         programs,
         notes,

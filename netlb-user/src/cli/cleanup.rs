@@ -13,6 +13,7 @@ use super::output::print;
 use crate::bpf::pins::is_bpffs;
 use crate::observe::{names, status};
 use crate::runtime::lock::{DirLock, LockError};
+use crate::runtime::ports;
 
 #[derive(Args, Debug)]
 pub(super) struct CleanupArgs {
@@ -50,7 +51,11 @@ pub(super) fn run(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
             Err(e) => return Err(e).with_context(|| file.display().to_string()),
         }
     }
+    let reserved = ports::give_back(&args.paths.run_dir).context("net.ipv4.ip_local_reserved_ports")?;
     print(&removed.text(root))?;
+    if let Some(reserved) = reserved {
+        print(&format!("Ports {reserved} are no longer reserved (net.ipv4.ip_local_reserved_ports).\n"))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

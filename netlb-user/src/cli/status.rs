@@ -57,7 +57,7 @@ fn text(shown: &Shown) -> String {
     let s = &shown.status;
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
-        let _ = writeln!(text, "{name:<11}{value}");
+        let _ = writeln!(text, "{name:<12}{value}");
     };
     let agent = match (shown.alive, s.ready.ready) {
         (true, true) => "ready".to_owned(),
@@ -79,6 +79,7 @@ fn text(shown: &Shown) -> String {
     if let Some(d) = &s.delivery {
         line("delivery", &format!("{} road (--delivery {}): {}", d.road.name(), d.mode.name(), d.why));
     }
+    line("masquerade", &format!("source ports {}", s.snat_ports));
     let c = &s.conntrack;
     let new = format!("{} of {} without an answer yet", c.new_entries, c.new_capacity);
     line("conntrack", &format!("{} of {} entries, {new}", c.entries, c.capacity));
@@ -137,14 +138,15 @@ mod tests {
     fn everything_a_person_must_know_is_said() {
         let mut shown = Shown { alive: true, status: status::tests::sample() };
         let want = "\
-agent      ready
-version    netlb 0.1.0, maps version 1, kernel 6.18.0, pid 4242
-node       node1, 192.168.99.11, NodePorts on 192.168.99.11
-source     revision 42
-services   5 Services, 12 backends
-delivery   redirect road (--delivery auto): nothing has a say
-conntrack  8 of 10 entries, 1 of 4 without an answer yet
-healthz    0.0.0.0:10256
+agent       ready
+version     netlb 0.1.0, maps version 1, kernel 6.18.0, pid 4242
+node        node1, 192.168.99.11, NodePorts on 192.168.99.11
+source      revision 42
+services    5 Services, 12 backends
+delivery    redirect road (--delivery auto): nothing has a say
+masquerade  source ports 1024-29999
+conntrack   8 of 10 entries, 1 of 4 without an answer yet
+healthz     0.0.0.0:10256
 
 Not enforced yet (1)
   NetworkPolicy shop/deny
@@ -163,7 +165,7 @@ HEALTH PORT  SERVICE   READY HERE      OPEN ON
 ";
         assert_eq!(text(&shown), want);
         shown.alive = false;
-        assert!(text(&shown).starts_with("agent      DEAD"));
+        assert!(text(&shown).starts_with("agent       DEAD"));
         let json = serde_json::to_value(&shown).expect("JSON");
         assert_eq!((&json["alive"], &json["revision"]), (&false.into(), &"42".into()));
     }

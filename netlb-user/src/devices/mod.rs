@@ -6,9 +6,11 @@
 //! - [`select`]: which links are pods' devices. Never an uplink, never anything without a peer in another network namespace.
 //! - [`uplinks`]: which of the others are uplinks, and why.
 //! - [`node_addresses`]: which of the node's addresses serve NodePorts.
+//! - [`detector`]: whose packets count as a pod's.
 //! - [`scan`]: asks the kernel and puts it together: addresses by the pod's namespace, else by host routes, else by FDB and neighbours.
 //! - [`watch`]: a thread that follows changes.
 
+pub mod detector;
 pub mod node_addresses;
 pub mod parse;
 pub mod scan;

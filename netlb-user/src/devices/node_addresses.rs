@@ -3,12 +3,12 @@
 //! As in kube-proxy's nftables mode: nothing named means `primary`; a list of ranges that names only one family leaves the other one open;
 //! loopback is served only by `localhost`. Link-local addresses are served only by a range of such.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Picture;
 use super::select::is_pod_address;
-use super::uplinks::Judged;
+use super::uplinks::{self, Judged};
 use crate::model::{Cidr, Family, HostState, PodAddresses, Uplink};
 
 /// `--nodeport-addresses`.
@@ -93,7 +93,7 @@ impl Ranges {
     /// What the ranges mean for a family, given all addresses of the node's devices.
     pub fn of(&self, family: Family, own: &BTreeSet<IpAddr>) -> Matched {
         let all = !self.names(family) || self.family(family).any(|range| range.len == 0);
-        let meant = |ip: &IpAddr| all || self.family(family).any(|range| contains(range, *ip));
+        let meant = |ip: &IpAddr| all || self.family(family).any(|range| range.contains(*ip));
         let addresses = own.iter().copied().filter(|ip| Family::of(*ip) == family).filter(meant).collect();
         Matched { all, addresses }
     }
@@ -104,7 +104,7 @@ impl Ranges {
 
     /// By a range of link-local addresses, rather than one that happens to hold them too.
     fn names_link_local(&self, ip: IpAddr) -> bool {
-        is_link_local(ip) && self.0.iter().any(|range| is_link_local(range.addr) && contains(range, ip))
+        is_link_local(ip) && self.0.iter().any(|range| is_link_local(range.addr) && range.contains(ip))
     }
 
     fn family(&self, family: Family) -> impl Iterator<Item = &Cidr> {
@@ -119,29 +119,15 @@ fn is_link_local(ip: IpAddr) -> bool {
     }
 }
 
-fn contains(range: &Cidr, ip: IpAddr) -> bool {
-    match (range.addr, ip) {
-        (IpAddr::V4(net), IpAddr::V4(ip)) => {
-            let mask = u32::MAX.checked_shl(32 - u32::from(range.len)).unwrap_or(0);
-            net.to_bits() & mask == ip.to_bits() & mask
-        }
-        (IpAddr::V6(net), IpAddr::V6(ip)) => {
-            let mask = u128::MAX.checked_shl(128 - u32::from(range.len)).unwrap_or(0);
-            net.to_bits() & mask == ip.to_bits() & mask
-        }
-        _ => false,
-    }
-}
-
 /// The node's primary address of each family: the first of the Node object's that is on this machine, else the first lasting one of an
 /// uplink; uplinks with a default route come first.
 pub fn primary(picture: &Picture, node_object: &[IpAddr]) -> PodAddresses {
     let own: BTreeSet<IpAddr> = own(picture);
-    let mut uplinks: Vec<&Judged> = picture.others.values().filter(|judged| judged.is_uplink).collect();
-    uplinks.sort_by_key(|judged| !judged.default_route);
+    let mut judged: Vec<&Judged> = picture.others.values().filter(|j| j.is_uplink).collect();
+    judged.sort_by_key(|j| !j.default_route);
     let of = |family: Family, address: fn(&Uplink) -> Option<IpAddr>| {
         let mut named = node_object.iter().copied().filter(|ip| Family::of(*ip) == family && own.contains(ip));
-        named.next().or_else(|| uplinks.iter().find_map(|judged| address(&judged.device)))
+        named.next().or_else(|| judged.iter().find_map(|j| address(&j.device)))
     };
     PodAddresses { v4: of(Family::V4, |uplink| uplink.v4), v6: of(Family::V6, |uplink| uplink.v6) }
 }
@@ -154,15 +140,13 @@ fn own(picture: &Picture) -> BTreeSet<IpAddr> {
 pub fn host_state(picture: &Picture, wish: &NodePortAddresses, primary: PodAddresses) -> HostState {
     HostState {
         node_port_addresses: wish.served(&own(picture), primary),
-        uplinks: super::uplinks::uplinks(&picture.others).map(|(ifindex, uplink)| (ifindex, uplink.clone())).collect(),
-        clients: std::collections::BTreeMap::new(),
+        uplinks: uplinks::uplinks(&picture.others).map(|(ifindex, uplink)| (ifindex, uplink.clone())).collect(),
+        clients: BTreeMap::new(),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::super::parse::Address;
     use super::*;
 

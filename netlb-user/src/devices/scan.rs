@@ -40,12 +40,14 @@ pub fn scan(netlink: &mut Netlink, wishes: &Wishes) -> io::Result<Picture> {
             Err(e) => return Err(e),
         }
     }
-    let bridges: BTreeSet<u32> = links.iter().filter(|l| l.kind == "bridge").map(|l| l.ifindex).collect();
+    let bridges: BTreeMap<u32, &str> =
+        links.iter().filter(|l| l.kind == "bridge").map(|l| (l.ifindex, l.name.as_str())).collect();
     let mut learnt = None;
     let mut pods = Devices::new();
     for link in select::pods(&links, &addresses, &routes, wishes) {
         let inside = inside(netlink, link).unwrap_or_default();
-        let bridge = if bridges.contains(&link.master) { link.master } else { 0 };
+        let bridge_name = bridges.get(&link.master).copied();
+        let bridge = if bridge_name.is_some() { link.master } else { 0 };
         let found = if inside.addrs.is_empty() {
             let learnt = match &learnt {
                 Some(learnt) => learnt,
@@ -64,6 +66,7 @@ pub fn scan(netlink: &mut Netlink, wishes: &Wishes) -> io::Result<Picture> {
             pod_mac,
             host_mac: link.mac,
             addrs,
+            pod_source: wishes.detector.marks(&link.name, bridge_name),
         };
         pods.insert(link.ifindex, Found { device, how });
     }

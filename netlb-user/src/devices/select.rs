@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use super::detector::Detector;
 use super::parse::{Address, Link, Route};
 
 /// What the operator says about devices.
@@ -16,6 +17,8 @@ pub struct Wishes {
     pub pod_interfaces: Vec<String>,
     /// Names (with `*`) of uplinks, and of nothing else; empty: they are found.
     pub uplinks: Vec<String>,
+    /// Which devices mark what comes from them as a pod's.
+    pub detector: Detector,
 }
 
 impl Wishes {
@@ -123,6 +126,7 @@ mod tests {
         let say = |pods: &[&str], uplinks: &[&str]| Wishes {
             pod_interfaces: pods.iter().map(|s| (*s).to_owned()).collect(),
             uplinks: uplinks.iter().map(|s| (*s).to_owned()).collect(),
+            detector: Detector::Known,
         };
         assert_eq!(names(&world(), &[], &[], &say(&["cali*"], &[])), ["calib"]);
         assert_eq!(names(&world(), &[], &[], &say(&[], &["eth*"])), ["vetha", "calib"]);

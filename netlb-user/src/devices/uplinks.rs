@@ -70,7 +70,9 @@ struct Facts<'a> {
 impl Facts<'_> {
     fn device(&self, link: &Link) -> Uplink {
         let own = |v4: bool| self.own(link).find(|a| a.lasting && a.ip.is_ipv4() == v4).map(|a| a.ip);
-        Uplink { name: link.name.clone(), v4: own(true), v6: own(false), mtu: link.mtu, pod_source: false }
+        let bridge = self.kinds.get(&link.master).filter(|master| master.kind == "bridge");
+        let pod_source = self.wishes.detector.marks(&link.name, bridge.map(|bridge| bridge.name.as_str()));
+        Uplink { name: link.name.clone(), v4: own(true), v6: own(false), mtu: link.mtu, pod_source }
     }
 
     /// Its addresses that others may know.

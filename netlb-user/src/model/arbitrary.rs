@@ -217,7 +217,7 @@ pub(crate) fn devices() -> impl Strategy<Value = BTreeMap<u32, PodDevice>> {
         let device = |(ifindex, (addrs, mac, bridge)): (u32, (BTreeSet<IpAddr>, u8, u32))| {
             let name = format!("veth{ifindex}");
             let (pod_mac, host_mac) = ([mac; 6], [0xee; 6]);
-            (ifindex, PodDevice { ifindex, name, mtu: 1500, bridge, pod_mac, host_mac, addrs })
+            (ifindex, PodDevice { ifindex, name, mtu: 1500, bridge, pod_mac, host_mac, addrs, pod_source: false })
         };
         devices.into_iter().map(device).collect()
     })

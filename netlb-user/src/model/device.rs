@@ -20,4 +20,6 @@ pub struct PodDevice {
     pub host_mac: [u8; 6],
     /// Addresses of the pod behind it.
     pub addrs: BTreeSet<IpAddr>,
+    /// What comes from it counts as a pod's (detectLocalMode InterfaceNamePrefix or BridgeInterface names it).
+    pub pod_source: bool,
 }

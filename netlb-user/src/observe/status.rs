@@ -44,6 +44,8 @@ pub struct Status {
     /// Addresses of the node on which NodePorts answer.
     pub node_port_addresses: BTreeSet<IpAddr>,
     pub health: HealthStatus,
+    /// Source ports of masqueraded flows: `first-last`.
+    pub snat_ports: String,
     pub conntrack: Conntrack,
     /// What an operator should know and need not act on at once.
     pub notes: Vec<String>,
@@ -211,6 +213,7 @@ pub(crate) mod tests {
                     open_on: vec![([192, 0, 2, 1], 30500).into()],
                 }],
             },
+            snat_ports: "1024-29999".to_owned(),
             conntrack: Conntrack { entries: 8, capacity: 10, new_entries: 1, new_capacity: 4 },
             notes: Vec::new(),
         }

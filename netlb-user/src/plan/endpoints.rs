@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use netlb_common::Addr;
-use netlb_common::endpoint::EndpointValue;
+use netlb_common::endpoint::{EndpointValue, flags};
 
 use super::ids::IdPool;
 use super::op::MapOp;
@@ -154,7 +154,8 @@ impl Endpoints {
             Some(old) => next(old.generation),
             None => 1,
         };
-        let value = EndpointValue { ifindex, generation, mtu: device.mtu, bridge: device.bridge, eth, flags: 0 };
+        let flags = if device.pod_source { flags::POD_SOURCE } else { 0 };
+        let value = EndpointValue { ifindex, generation, mtu: device.mtu, bridge: device.bridge, eth, flags };
         let chain = plan.draft.chain();
         if old != Some(&value) {
             plan.push(Phase::Endpoint, chain, MapOp::SetEndpoint { id, value });

@@ -33,7 +33,16 @@ fn delete(name: &str) -> Vec<Change> {
 fn device(ifindex: u32, mac: u8, addrs: &[&str]) -> BTreeMap<u32, PodDevice> {
     let addrs = addrs.iter().map(|a| a.parse().unwrap()).collect();
     let name = format!("veth{ifindex}");
-    let device = PodDevice { ifindex, name, mtu: 1500, bridge: 0, pod_mac: [mac; 6], host_mac: [1; 6], addrs };
+    let device = PodDevice {
+        ifindex,
+        name,
+        mtu: 1500,
+        bridge: 0,
+        pod_mac: [mac; 6],
+        host_mac: [1; 6],
+        addrs,
+        pod_source: false,
+    };
     BTreeMap::from([(ifindex, device)])
 }
 

@@ -8,6 +8,7 @@ use netlb_common::backend::state;
 
 use super::Reconciler;
 use crate::config::Config;
+use crate::devices::detector::Detector;
 use crate::observe::names;
 use crate::observe::status::{self, Conntrack, DeviceStatus, Ready, Status, UplinkStatus};
 use crate::plan::Names;
@@ -92,6 +93,7 @@ impl Report {
         let mut notes = self.notes.clone();
         notes.extend(agent.forwarding_gaps.iter().cloned());
         notes.extend(agent.sockets_note.clone());
+        notes.extend(no_node_cidrs(agent));
         notes.extend(self.conntrack.pressure());
         notes.extend(health.note());
         Status {
@@ -113,8 +115,9 @@ impl Report {
             devices: devices(agent),
             uplinks: uplinks(agent),
             node_addresses: agent.primary.v4.into_iter().chain(agent.primary.v6).collect(),
-            node_port_addresses: agent.host.node_port_addresses.clone(),
             health: health.status(),
+            node_port_addresses: agent.host.iter().flat_map(|host| host.node_port_addresses.clone()).collect(),
+            snat_ports: agent.snat.to_string(),
             conntrack: self.conntrack,
             notes,
         }
@@ -147,6 +150,17 @@ fn uplinks(agent: &Reconciler) -> Vec<UplinkStatus> {
             attached: agent.programs.is_on_uplink(*ifindex),
         })
         .collect()
+}
+
+/// A detector that waits for what the Node object does not say.
+fn no_node_cidrs(agent: &Reconciler) -> Option<String> {
+    let lacks = agent.node_object().is_none_or(|node| node.pod_cidrs.is_empty());
+    (agent.config.detector == Detector::NodeCidrs && agent.read_whole && lacks).then(|| {
+        format!(
+            "--detect-local-mode NodeCIDR: Node {} has no spec.podCIDRs, so that nobody is told to be a pod; let the cluster give it some, or use another mode",
+            agent.config.node_name
+        )
+    })
 }
 
 /// The first thing that keeps the node from balancing as it should.

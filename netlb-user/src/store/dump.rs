@@ -7,7 +7,8 @@ use std::fmt::Write;
 use std::net::IpAddr;
 
 use netlb_common::backend::{self, BackendValue, state};
-use netlb_common::endpoint::EndpointValue;
+use netlb_common::config::pods;
+use netlb_common::endpoint::{self, EndpointValue};
 use netlb_common::frontend::{FrontendKey, FrontendValue, flags, scheduler};
 use netlb_common::{Addr, proto, uplink};
 
@@ -19,6 +20,15 @@ pub fn dump(tables: &Tables) -> String {
     let labels = Labels::new(tables);
     if let Some(config) = &tables.config {
         let _ = writeln!(out, "config flags={:#x} hz={}", config.flags, config.hz);
+        if config.snat_count != 0 {
+            let _ = writeln!(out, "config snat={}+{}", config.snat_first, config.snat_count);
+        }
+        if config.pods != pods::KNOWN {
+            let _ = writeln!(out, "config pods={}", config.pods);
+        }
+        for cidr in config.pod_cidrs.iter().take(config.pod_cidrs_used as usize) {
+            let _ = writeln!(out, "config pod-cidr={}/{}", cidr.net, prefix_len(cidr.mask, cidr.net.is_v4()));
+        }
         for cidr in config.cidrs.iter().take(config.cidrs_used as usize) {
             let _ = writeln!(out, "config cidr={}/{}", cidr.net, prefix_len(cidr.mask, cidr.net.is_v4()));
         }
@@ -67,7 +77,11 @@ pub fn dump(tables: &Tables) -> String {
     for (id, value) in endpoints(tables) {
         let (pod, host) = macs(value);
         let (label, ifindex, mtu, bridge) = (labels.endpoint(*id), value.ifindex, value.mtu, value.bridge);
-        let _ = writeln!(out, "endpoint {label} ifindex={ifindex} mtu={mtu} bridge={bridge} pod={pod} host={host}");
+        let _ = write!(out, "endpoint {label} ifindex={ifindex} mtu={mtu} bridge={bridge} pod={pod} host={host}");
+        if value.flags != 0 {
+            let _ = write!(out, " flags={}", words(ENDPOINT, value.flags));
+        }
+        out.push('\n');
     }
     let mut by_addr: Vec<_> = tables.endpoint_by_addr.iter().map(|(addr, id)| (addr.to_ip(), id)).collect();
     by_addr.sort_unstable();
@@ -102,6 +116,7 @@ const FRONTEND: &[(u32, &str)] = &[
     (flags::DROP_OUTSIDE, "drop-outside"),
     (flags::SOURCE_RANGES, "source-ranges"),
 ];
+const ENDPOINT: &[(u32, &str)] = &[(endpoint::flags::POD_SOURCE, "pod-source")];
 const BACKEND: &[(u32, &str)] = &[
     (backend::flags::ON_NODE, "on-node"),
     (backend::flags::CLUSTER_LIST, "cluster-list"),

@@ -71,6 +71,7 @@ impl Agent {
                 pod_mac: device.far_mac,
                 host_mac: device.mac,
                 addrs: [*address].into(),
+                pod_source: false,
             };
             (device.ifindex, device)
         });
