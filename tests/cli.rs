@@ -1,6 +1,7 @@
 //! The command line over a running node, and bad input: what is broken is named, everything else works.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Output};
@@ -12,6 +13,7 @@ use netlb_testnode::process::Stop;
 use netlb_testnode::wire::Transport::{Tcp, Udp};
 use netlb_testnode::{Client, PodKey, PodNetwork};
 use netlb_tests::harness::{self, Trial};
+use netlb_tests::http;
 use netlb_tests::need::{Need, need};
 use netlb_tests::rig::{Rig, Style};
 use netlb_tests::sockets::{self, expect_errno};
@@ -29,7 +31,7 @@ type Check = fn(&Rig) -> Result<()>;
 
 fn main() -> ExitCode {
     let rig = std::rc::Rc::new(std::cell::LazyCell::new(|| Rig::start(STYLE, ACTOR, WORLD)));
-    let trials: [(&str, Check); 13] = [
+    let trials: [(&str, Check); 14] = [
         ("service list names Services, frontends and how many backends", service_list),
         ("backend list names Services and pods, and counts flows", backend_list),
         ("ct list shows both directions of an open connection, by name", ct_list),
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
         ("a NetworkPolicy is reported as not enforced yet", not_enforced),
         ("ten kinds of broken objects are named, and five Services beside them work", |_| ten_problems()),
         ("a file half written is not half believed", half_written),
+        ("health checks are answered on the node, follow the source, and stand in the status", health_checks),
         ("a second agent on the same pins is refused", second_agent),
         ("settings that cannot be are refused, with the remedy", bad_settings),
         ("questions are answered though the agent is dead, and status says so", dead_agent),
@@ -489,6 +492,72 @@ fn half_written(rig: &Rig) -> Result<()> {
     ask().context("the file is whole again")?;
     rig.node.write_raw("whole.yaml", None)?;
     rig.settle()
+}
+
+fn health_checks(rig: &Rig) -> Result<()> {
+    let net = rig.node.node(1)?.net();
+    let ask = |at: SocketAddr, path: &str| net.run(|| http::ask(at, "GET", path))?;
+    for path in ["/healthz", "/livez"] {
+        let response = ask("127.0.0.1:10256".parse()?, path)?;
+        ensure!(response.status == 200 && response.body.contains("\"healthy\":true"), "{path}: {response:?}");
+    }
+    let status = || rig.agent.status()?.context("no status");
+    let listed = status()?;
+    ensure!(listed["health"]["healthz"] == "0.0.0.0:10256", "{}", listed["health"]);
+    // NodePorts, and health checks with them, answer on the node's primary addresses.
+    let address: IpAddr = listed["node_addresses"][0].as_str().context("the node has no address")?.parse()?;
+    let at = SocketAddr::new(address, 30999);
+    let balancer = raw_service(
+        "balanced",
+        "{type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 30999, clusterIP: 10.96.9.30, ports: [{name: http, port: 80}]}",
+    );
+    let solo = rig.pod("solo")?.addresses();
+    let slice = |ready: bool| {
+        let endpoint = format!("[{{addresses: ['{}'], nodeName: node1, conditions: {{ready: {ready}}}}}]", solo.v4);
+        raw_slice("balanced-1", "balanced", "IPv4", &endpoint)
+    };
+    for (ready, status, count) in [(true, 200, "1"), (false, 503, "0"), (true, 200, "1")] {
+        rig.node.write_raw("balanced.yaml", Some(&format!("{balancer}---\n{}", slice(ready))))?;
+        rig.settle()?;
+        rig.eventually("the health check answers", || {
+            let response = ask(at, "/")?;
+            let weight = response.header("X-Load-Balancing-Endpoint-Weight");
+            ensure!(response.status == status && weight == Some(count), "{response:?}");
+            Ok(())
+        })?;
+    }
+    let text = String::from_utf8(status_output(rig, &[])?.stdout)?;
+    ensure_all(&text, &["HEALTH PORT", "30999", "default/balanced", "1 ipv4", &address.to_string()])?;
+
+    // Somebody else has the next port.
+    let squatter = net.run(|| TcpListener::bind(SocketAddr::new(address, 31999)))??;
+    let moved = balancer.replace("30999", "31999");
+    rig.node.write_raw("balanced.yaml", Some(&format!("{moved}---\n{}", slice(true))))?;
+    rig.settle()?;
+    rig.eventually("the old port is closed", || {
+        ensure!(ask(at, "/").is_err(), "it answers");
+        Ok(())
+    })?;
+    rig.eventually("the port that is taken is a problem", || {
+        let problems = status()?["problems"].clone();
+        let fits = |p: &Value| p["object"] == "Service default/balanced" && p["field"] == "spec.healthCheckNodePort";
+        let found = problems.as_array().is_some_and(|all| all.iter().any(|p| fits(p) && p["file"] == "balanced.yaml"));
+        ensure!(found, "{problems}");
+        Ok(())
+    })?;
+    drop(squatter);
+    rig.eventually("the port opens once it is free", || {
+        ensure!(ask(SocketAddr::new(address, 31999), "/")?.status == 200);
+        ensure!(status()?["problems"] == serde_json::json!([]), "{}", status()?["problems"]);
+        Ok(())
+    })?;
+    rig.node.write_raw("balanced.yaml", None)?;
+    rig.settle()?;
+    rig.eventually("the port closes with its Service", || {
+        ensure!(ask(SocketAddr::new(address, 31999), "/").is_err(), "it answers");
+        ensure!(status()?["health"]["ports"] == serde_json::json!([]), "{}", status()?["health"]);
+        Ok(())
+    })
 }
 
 /// Starts an agent on the node beside the rig's, and returns how it ended.
