@@ -87,7 +87,7 @@ pub struct BackendTable {
     pub state: BackendState,
     /// Interface index of the pod device it sits behind, if it is a pod of this node and that is known.
     pub device: Option<u32>,
-    /// Its EndpointSlice places it on this node.
+    /// It is on this node: its EndpointSlice says so, or its address is a local pod's or the node's own. The local list goes by the slice alone.
     pub on_node: bool,
     pub in_cluster_list: bool,
     pub in_local_list: bool,
@@ -164,7 +164,7 @@ fn port_tables(
     let backend = |at: &Target, listed: (bool, bool)| BackendTable {
         state: if listed == (false, false) { BackendState::Draining } else { BackendState::Active },
         device: world.device_at(at.0),
-        on_node: endpoints.get(at).is_some_and(|e| here.has(e)),
+        on_node: world.is_on_node(at.0) || endpoints.get(at).is_some_and(|e| here.has(e)),
         in_cluster_list: listed.0,
         in_local_list: listed.1,
     };

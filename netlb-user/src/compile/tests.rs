@@ -137,6 +137,41 @@ fn the_same_port_serves_every_protocol() {
 }
 
 #[test]
+fn an_endpoint_at_an_address_of_this_node_is_on_it_and_not_local_by_that() {
+    let spec = SERVICE.replace("clusterIP", "internalTrafficPolicy: Local, clusterIP");
+    let endpoints =
+        "{addresses: [192.168.0.2]}, {addresses: [10.0.0.1], nodeName: here}, {addresses: [10.0.0.2], nodeName: there}";
+    let mut world = world(&(spec + &slice("x", endpoints)));
+    world.set_here(Some(NodeName::new("here")));
+    let name = ServiceName::new("ns", "svc");
+    let seen = |world: &World| -> Vec<(bool, bool)> {
+        let (tables, _) = compile_service(world, &name);
+        tables.ports.values().flat_map(|port| port.backends.values()).map(|b| (b.on_node, b.in_local_list)).collect()
+    };
+    assert_eq!(seen(&world), [(true, true), (false, false), (false, false)]);
+    let dirty = world.set_own_addresses(["192.168.0.2".parse().unwrap()].into());
+    assert_eq!(dirty.services, [name.clone()].into());
+    assert_eq!(seen(&world), [(true, true), (false, false), (true, false)]);
+}
+
+#[test]
+fn source_ranges_let_the_address_itself_in_where_the_node_is() {
+    let balanced = SERVICE.replace(
+        "spec: {",
+        "status: {loadBalancer: {ingress: [{ip: 1.2.3.4}]}}\nspec: {type: LoadBalancer, loadBalancerSourceRanges: [192.168.0.0/24], ",
+    );
+    let mut world = world(&balanced);
+    let ranges = |world: &World| -> Vec<String> {
+        let (tables, _) = compile_service(world, &ServiceName::new("ns", "svc"));
+        let ranges = tables.ports.values().flat_map(|port| port.source_ranges.iter().flatten());
+        ranges.map(ToString::to_string).collect()
+    };
+    assert_eq!(ranges(&world), ["192.168.0.0/24"]);
+    assert_eq!(world.set_node_addresses(["192.168.0.2".parse().unwrap()].into()).services.len(), 1);
+    assert_eq!(ranges(&world), ["1.2.3.4/32", "192.168.0.0/24"]);
+}
+
+#[test]
 fn ranges_beyond_what_the_datapath_keeps_are_reported() {
     let ranges: Vec<_> = (0..10).map(|n| format!("10.{n}.0.0/16")).collect();
     let yaml = format!(

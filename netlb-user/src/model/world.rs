@@ -30,8 +30,9 @@ pub struct World {
     devices: BTreeMap<u32, PodDevice>,
     /// Name of the node we are on.
     here: Option<NodeName>,
-    /// Its primary addresses.
+    /// Its primary addresses, and all that are known.
     node_addresses: BTreeSet<IpAddr>,
+    own_addresses: BTreeSet<IpAddr>,
     /// How Services choose that do not say.
     scheduler: Scheduler,
 
@@ -181,6 +182,19 @@ impl World {
     /// The primary addresses of the node we are on.
     pub fn node_addresses(&self) -> &BTreeSet<IpAddr> {
         &self.node_addresses
+    }
+
+    /// All addresses of the node we are on, as far as they are known: an endpoint at one of them is here, whatever its slice says.
+    pub fn set_own_addresses(&mut self, addresses: BTreeSet<IpAddr>) -> Dirty {
+        let old = std::mem::replace(&mut self.own_addresses, addresses);
+        let changed: Vec<IpAddr> = old.symmetric_difference(&self.own_addresses).copied().collect();
+        let services = changed.into_iter().flat_map(|addr| self.services_at(addr)).collect();
+        Dirty { services, ..Dirty::default() }
+    }
+
+    /// Whether an address is the node's own, or sits behind a pod device of it.
+    pub fn is_on_node(&self, addr: IpAddr) -> bool {
+        self.own_addresses.contains(&addr) || self.devices_at.contains_key(&addr)
     }
 
     /// How Services choose a backend that do not say.

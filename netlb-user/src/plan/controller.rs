@@ -64,6 +64,7 @@ pub struct Controller {
     services: Services,
     endpoints: Endpoints,
     host: Host,
+    host_addresses: BTreeSet<IpAddr>,
     /// Of what was set between two plans.
     dirty: Dirty,
     node: Option<NodeConfig>,
@@ -95,6 +96,7 @@ impl Controller {
             endpoints: Endpoints::new(capacity, restored),
             shadow,
             host: Host::default(),
+            host_addresses: BTreeSet::new(),
             dirty: Dirty::default(),
             node: None,
             // Empty maps hold nothing that could be missed.
@@ -115,6 +117,7 @@ impl Controller {
         let addresses = [node.node4, node.node6].into_iter().flatten().collect();
         self.dirty.merge(self.world.set_node_addresses(addresses));
         self.node = Some(node);
+        self.know_own_addresses();
     }
 
     /// Sets the name of the node we are on: endpoints there are local. Without it none is.
@@ -129,8 +132,21 @@ impl Controller {
 
     /// Sets what the agent found on its node; the next plan follows it. Before the first call, what a restarted agent left stays.
     pub fn set_host(&mut self, host: &HostState) {
-        self.services.set_node_addresses(host.node_port_addresses.iter().map(|addr| Addr::from_ip(*addr)).collect());
+        if self.services.node_addresses.is_none() {
+            // Backends that a restarted agent found may have been on this node, and no longer be.
+            self.dirty.services.extend(self.world.services().map(|spec| spec.name.clone()));
+        }
+        let addresses = host.node_port_addresses.iter().map(|addr| Addr::from_ip(*addr)).collect();
+        self.services.set_node_addresses(&self.shadow, addresses);
         self.host.set(host, self.services.capacity);
+        let uplinks = host.uplinks.values().flat_map(|uplink| [uplink.v4, uplink.v6]).flatten();
+        self.host_addresses = host.node_port_addresses.iter().copied().chain(uplinks).collect();
+        self.know_own_addresses();
+    }
+
+    fn know_own_addresses(&mut self) {
+        let all = self.host_addresses.union(self.world.node_addresses()).copied().collect();
+        self.dirty.merge(self.world.set_own_addresses(all));
     }
 
     /// Takes in what changed (`devices`: all pod devices there are; `None`: not listed yet, or unchanged) and plans. `now` is any clock that

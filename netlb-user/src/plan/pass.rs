@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use netlb_common::backend::{BackendValue, flags as backend, state};
+use netlb_common::backend::{BackendValue, flags as backend_flag, state};
 use netlb_common::frontend::{FrontendKey, FrontendValue, flags};
 use netlb_common::source_range::SourceRangeKey;
 use netlb_common::{Addr, Port};
@@ -310,6 +310,13 @@ impl Services {
             let id = self.backends[&backend];
             self.released.remove(&id);
             let old = shadow.backends.get(&id).filter(|b| b.state != state::FREE);
+            // What may only not be known yet stays.
+            let kept = match old {
+                Some(old) if !pass.wanted.devices_known || self.node_addresses.is_none() => {
+                    old.flags & backend_flag::ON_NODE
+                }
+                Some(_) | None => 0,
+            };
             let value = BackendValue {
                 addr: backend.addr,
                 port: Port::new(backend.port),
@@ -326,7 +333,7 @@ impl Services {
                     }
                 },
                 service,
-                flags: backend_flags(table),
+                flags: backend_flags(table) | kept,
                 pad: 0,
             };
             let Some(old) = old else {
@@ -335,7 +342,7 @@ impl Services {
                 continue;
             };
             // While the switch is under way it stands in the old lists and the new.
-            let lists = old.flags & (backend::CLUSTER_LIST | backend::LOCAL_LIST);
+            let lists = old.flags & (backend_flag::CLUSTER_LIST | backend_flag::LOCAL_LIST);
             let state = if old.state == state::ACTIVE { state::ACTIVE } else { value.state };
             let between = BackendValue { flags: value.flags | lists, state, ..value };
             if between != *old {
@@ -520,9 +527,9 @@ fn ranges_of(service: u32, port: &PortTables) -> impl Iterator<Item = SourceRang
 
 fn backend_flags(table: &BackendTable) -> u32 {
     let bits = [
-        (table.on_node, backend::ON_NODE),
-        (table.in_cluster_list, backend::CLUSTER_LIST),
-        (table.in_local_list, backend::LOCAL_LIST),
+        (table.on_node, backend_flag::ON_NODE),
+        (table.in_cluster_list, backend_flag::CLUSTER_LIST),
+        (table.in_local_list, backend_flag::LOCAL_LIST),
     ];
     bits.into_iter().filter(|(set, _)| *set).map(|(_, bit)| bit).sum()
 }

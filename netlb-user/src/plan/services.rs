@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use netlb_common::backend::{BackendValue, state};
-use netlb_common::frontend::{FrontendKey, FrontendValue};
+use netlb_common::frontend::{FrontendKey, FrontendValue, flags};
 use netlb_common::{Addr, Port};
 
 use super::ids::IdPool;
@@ -206,10 +206,15 @@ impl Services {
         }
     }
 
-    /// These addresses serve NodePorts.
-    pub(super) fn set_node_addresses(&mut self, now: BTreeSet<Addr>) {
-        let before = self.node_addresses.replace(now.clone()).unwrap_or_default();
+    /// These addresses serve NodePorts. What is not known yet counts as what the store has.
+    pub(super) fn set_node_addresses(&mut self, shadow: &Shadow, now: BTreeSet<Addr>) {
+        let before = self.node_addresses.take().unwrap_or_else(|| {
+            let entries =
+                shadow.frontends.iter().filter(|(key, value)| key.is_address() && value.flags & flags::NODE != 0);
+            entries.map(|(key, _)| key.addr).collect()
+        });
         self.unsettled_addresses.extend(before.symmetric_difference(&now));
+        self.node_addresses = Some(now);
     }
 
     /// Frees the id of a Service port that nothing wants, and that nothing in the store names.
@@ -280,7 +285,11 @@ impl Services {
         if let Some(port) = self.ports.get(key) {
             return Some(port.id);
         }
-        let restored = port.frontends.keys().filter_map(|claim| shadow.frontends.get(&frontend_key(claim)));
+        // The cluster IP first: other addresses, and node ports above all, change hands.
+        let (own, external): (Vec<_>, Vec<_>) =
+            port.frontends.iter().partition(|(_, table)| table.flags & flags::EXTERNAL == 0);
+        let claims = own.into_iter().chain(external);
+        let restored = claims.filter_map(|(claim, _)| shadow.frontends.get(&frontend_key(claim)));
         restored.map(|value| value.service).find(|id| self.orphans.contains(id))
     }
 

@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use netlb_common::backend::state;
+use netlb_common::Addr;
+use netlb_common::backend::{flags as backend, state};
+use netlb_common::frontend::flags;
 
 use super::rig::Rig;
 use super::{MapOp, Plan, QUARANTINE};
 use crate::k8s::convert;
-use crate::model::{Change, Kind, Object, ObjectKey, PodDevice, PortName};
+use crate::model::{Change, HostState, Kind, Object, ObjectKey, PodAddresses, PodDevice, PortName, Uplink};
 use crate::store::{Capacity, MapStore};
 
 /// A Service `default/NAME` on 10.96.0.N:80, and a slice of its endpoints.
@@ -128,6 +130,99 @@ fn a_service_comes_changes_and_goes_in_order() {
     );
     assert_eq!(step(&mut rig, delete("web"), None), ["no frontend 10.96.0.1", "no address 10.96.0.1"]);
     assert_eq!(step(&mut rig, Vec::new(), None), Vec::<String>::new());
+}
+
+/// The Service of `service`, with a load balancer address, a node port, `externalTrafficPolicy: Local` and source ranges.
+fn balanced(ranges: &str, endpoints: &[(&str, &str)]) -> Vec<Change> {
+    let yaml = format!(
+        "kind: List\napiVersion: v1\nitems:
+- {{apiVersion: v1, kind: Service, metadata: {{name: web}}, status: {{loadBalancer: {{ingress: [{{ip: 1.2.3.4}}]}}}},
+   spec: {{type: LoadBalancer, externalTrafficPolicy: Local, clusterIP: 10.96.0.1, loadBalancerSourceRanges: [{ranges}], ports: [{{port: 80, nodePort: 30080}}]}}}}
+- {{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {{name: web, labels: {{kubernetes.io/service-name: web}}}},
+   addressType: IPv4, ports: [{{port: 80}}], endpoints: [{}]}}",
+        endpoints.iter().map(|(e, node)| format!("{{addresses: [{e}], nodeName: {node}}}")).collect::<Vec<_>>().join(", ")
+    );
+    let converted = convert(&serde_norway::from_str(&yaml).unwrap(), None, "document");
+    assert_eq!(converted.problems, []);
+    converted.objects.into_iter().map(Change::Apply).collect()
+}
+
+#[test]
+fn equal_lists_share_a_block_and_ranges_are_widened_before_the_switch() {
+    let mut rig = rig();
+    rig.controller.set_host(&HostState::default());
+    let both = [("10.0.0.1", "here"), ("10.0.0.2", "there")];
+    assert_eq!(
+        step(&mut rig, balanced("203.0.113.0/24", &both[..1]), None),
+        [
+            "flows 1 = 0",
+            "backend 1 10.0.0.1 active generation=1",
+            "slots 0 = [1]",
+            "range 203.0.113.0",
+            "address 10.96.0.1",
+            "frontend 0.0.0.0 -> slots 0 x 1",
+            "frontend 1.2.3.4 -> slots 0 x 1",
+            "frontend 10.96.0.1 -> slots 0 x 1",
+        ]
+    );
+    // The local list stays where it is; the cluster list gets a block of its own.
+    assert_eq!(
+        step(&mut rig, balanced("198.51.100.0/24", &both), None),
+        [
+            "flows 2 = 0",
+            "backend 2 10.0.0.2 active generation=1",
+            "slots 4 = [1, 2]",
+            "range 198.51.100.0",
+            "frontend 0.0.0.0 -> slots 4 x 2",
+            "frontend 1.2.3.4 -> slots 4 x 2",
+            "frontend 10.96.0.1 -> slots 4 x 2",
+            "no range 203.0.113.0",
+        ]
+    );
+    let outside: BTreeSet<_> = rig.tables().frontends.values().map(|f| (f.outside_slots, f.outside_count)).collect();
+    assert_eq!(outside, BTreeSet::from([(0, 0), (0, 1), (4, 2)]));
+    // Without a restriction, the frontend is opened before the range goes.
+    assert_eq!(step(&mut rig, balanced("", &both), None), ["frontend 1.2.3.4 -> slots 4 x 2", "no range 198.51.100.0"]);
+    // A backend leaves the local list: written when no frontend points there any more.
+    let moved = [("10.0.0.1", "there"), ("10.0.0.2", "there")];
+    let words = step(&mut rig, balanced("", &moved), None);
+    assert_eq!(words.first().map(String::as_str), Some("backend 1 10.0.0.1 active generation=1"));
+    assert_eq!(words.last().map(String::as_str), Some("backend 1 10.0.0.1 active generation=1"));
+    assert_eq!(
+        rig.tables().backends.values().map(|b| b.flags).collect::<Vec<_>>(),
+        [backend::CLUSTER_LIST, backend::CLUSTER_LIST]
+    );
+}
+
+#[test]
+fn node_addresses_uplinks_and_clients_follow_the_host() {
+    let mut rig = rig();
+    rig.settle(service("web", 1, &["10.0.0.1"]), None);
+    let uplink =
+        |v4: &str| Uplink { name: "eth0".to_owned(), v4: v4.parse().ok(), v6: None, mtu: 1500, pod_source: false };
+    let pod = PodAddresses { v4: "10.0.0.1".parse().ok(), v6: None };
+    let host = HostState {
+        node_port_addresses: ["192.168.0.2".parse().unwrap(), "10.96.0.1".parse().unwrap()].into(),
+        uplinks: BTreeMap::from([(2, uplink("192.168.0.2"))]),
+        clients: BTreeMap::from([(7, pod)]),
+    };
+    rig.controller.set_host(&host);
+    assert_eq!(
+        step(&mut rig, Vec::new(), None),
+        ["uplink 2 192.168.0.2", "client 7 10.0.0.1", "address 10.96.0.1", "address 192.168.0.2"]
+    );
+    let flags_at = |rig: &Rig| rig.controller.shadow().address(Addr::from_ip("10.96.0.1".parse().unwrap()));
+    assert_eq!(flags_at(&rig), flags::VIP | flags::NODE);
+    // A restarted agent keeps them until it knows its node; the Service goes meanwhile, and takes only what is its own.
+    let mut next = Rig::restarted(rig.tables(), Capacity::default());
+    next.settle(vec![Change::Synced], Some(&BTreeMap::new()));
+    assert_eq!((flags_at(&next), next.tables().uplinks.len(), next.tables().clients.len()), (flags::NODE, 1, 1));
+    next.controller
+        .set_host(&HostState { uplinks: BTreeMap::from([(3, uplink("192.168.0.3"))]), ..HostState::default() });
+    let words = step(&mut next, Vec::new(), None);
+    let want = ["no uplink 2", "no client 7", "uplink 3 192.168.0.3", "no address 10.96.0.1", "no address 192.168.0.2"];
+    assert_eq!(words, want);
+    assert_eq!(step(&mut next, Vec::new(), None), Vec::<String>::new());
 }
 
 #[test]
