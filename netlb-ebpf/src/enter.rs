@@ -123,6 +123,8 @@ pub fn unknown<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed, device: D
     let frontend = match service::target(t, config, key.dst, port, proto) {
         Target::Foreign => return Verdict::PASS,
         Target::Unallocated => return Verdict::drop(Reason::UNALLOCATED),
+        // Nobody's flow here, so perhaps one of the node's own sockets: an ephemeral port may fall into the NodePort range. The host answers if not.
+        Target::NodePort(_) if parsed.later_fragment() || event != event::SYN => return Verdict::PASS,
         Target::Frontend(_) | Target::Undefined if parsed.later_fragment() => return Verdict::drop(Reason::FRAGMENT),
         Target::Frontend(_) | Target::Undefined if parsed.has_ports() && event == event::RST => {
             return Verdict::drop(Reason::STRAY_RST);
@@ -130,7 +132,7 @@ pub fn unknown<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed, device: D
         // An ICMP error is never answered by one (RFC 1122 3.2.2).
         Target::Undefined if parsed.icmp_error() => return Verdict::drop(Reason::UNDEFINED_PORT),
         Target::Undefined => return Verdict::refuse(Reason::UNDEFINED_PORT),
-        Target::Frontend(frontend) => frontend,
+        Target::Frontend(frontend) | Target::NodePort(frontend) => frontend,
     };
     if !service::in_range(t, frontend, key.src) {
         return Verdict::drop(Reason::SOURCE_RANGE);

@@ -110,7 +110,8 @@ fn slipped<P: Packet, T: Tables>(p: &mut P, t: &T, config: &Config, parsed: Pars
     let event = if parsed.connects() { event::of_tcp(parsed.tcp_flags()) } else { event::SYN };
     let (port, proto) = if parsed.has_ports() { (key.dport(), key.proto()) } else { (Port(0), 0) };
     let frontend = match service::target(t, config, key.dst, port, proto) {
-        Target::Foreign => return Verdict::PASS,
+        // A packet to the node's own address does not leave it.
+        Target::Foreign | Target::NodePort(_) => return Verdict::PASS,
         Target::Unallocated => return Verdict::drop(Reason::UNALLOCATED),
         Target::Undefined => return Verdict::drop(Reason::UNDEFINED_PORT),
         Target::Frontend(_) if parsed.later_fragment() => return Verdict::drop(Reason::FRAGMENT),

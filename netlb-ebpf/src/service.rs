@@ -17,6 +17,8 @@ const LEAST_OF: u32 = 16;
 #[derive(Clone, Copy)]
 pub enum Target<'t> {
     Frontend(&'t FrontendValue),
+    /// At an address of the node, where its own sockets may use the port as well.
+    NodePort(&'t FrontendValue),
     /// Not a Service's.
     Foreign,
     /// At a cluster IP: what it does not serve is refused.
@@ -39,7 +41,7 @@ pub fn target<'t, T: Tables>(t: &'t T, config: &Config, addr: Addr, port: Port, 
             && kind & flags::NODE != 0
             && let Some(frontend) = t.frontend(&FrontendKey::node_port(addr.is_v4(), port, proto))
         {
-            return Target::Frontend(frontend);
+            return Target::NodePort(frontend);
         }
         return if kind & flags::VIP != 0 { Target::Undefined } else { Target::Foreign };
     }

@@ -90,7 +90,7 @@ pub fn outgoing<D: Destination, T: Tables>(d: &mut D, t: &T, datagram: bool) -> 
         answer
     };
     let frontend = match service::target(t, config, vip, port, proto) {
-        Target::Frontend(frontend) => frontend,
+        Target::Frontend(frontend) | Target::NodePort(frontend) => frontend,
         Target::Foreign => return Answer::Allow,
         Target::Undefined => return refused(Reason::SOCKET_UNDEFINED_PORT, Answer::Refused),
         Target::Unallocated => return refused(Reason::SOCKET_UNALLOCATED, Answer::Unreachable),
