@@ -105,6 +105,7 @@ impl Agent {
         for _ in 0..8 {
             let plan = self.controller.update(changes.take().unwrap_or_default(), Some(&self.devices), self.now);
             if plan.is_empty() {
+                self.read_back()?;
                 let problems = self.known.problems.iter().cloned().chain(self.controller.problems());
                 return Ok(problems.map(|problem| problem.to_string()).collect());
             }
@@ -112,6 +113,16 @@ impl Agent {
             ensure!(applied.failed.is_empty(), "writes failed: {:?}", applied.failed);
         }
         Err(anyhow!("netlb does not come to rest"))
+    }
+
+    /// A restarted agent would find in the kernel's maps what was written.
+    fn read_back(&self) -> Result<()> {
+        let (found, shadow) = (self.store.read()?, self.controller.shadow());
+        let ranges = found.source_ranges.iter().all(|range| shadow.has_range(range));
+        ensure!(ranges && found.source_ranges.len() == shadow.ranges(), "source ranges read {:?}", found.source_ranges);
+        ensure!(found.frontends == shadow.frontends, "frontends read {:?}", found.frontends);
+        ensure!(found.uplinks == shadow.uplinks && found.clients == shadow.clients, "uplinks read {:?}", found.uplinks);
+        Ok(())
     }
 }
 
