@@ -13,6 +13,7 @@ use netlb_tests::need::{Need, need};
 use netlb_tests::truth::document::{Document, load};
 use netlb_tests::truth::machine::Machine;
 use netlb_tests::truth::settings::Setting;
+use netlb_tests::truth::variants::Variant;
 use netlb_tests::truth::{Tally, check};
 
 const ACTOR: &str = env!("CARGO_BIN_EXE_netlb-actor");
@@ -28,31 +29,40 @@ fn main() -> ExitCode {
         }
     };
     let machine = RefCell::new(None);
-    let tallies = RefCell::new(BTreeMap::<&str, Tally>::new());
+    let tallies = RefCell::new(Tallies::new());
     let mut trials = Vec::new();
-    for setting in Setting::ALL {
-        for document in &documents {
-            let (machine, tallies) = (&machine, &tallies);
-            trials.push(Trial::new(format!("{}: {}", setting.name(), document.name), move || {
-                run(machine, tallies, document, setting).map_err(|error| format!("{error:#}"))
-            }));
+    for variant in Variant::ALL {
+        let documents: Vec<Document> = documents.iter().filter_map(|document| variant.of(document)).collect();
+        for setting in Setting::ALL {
+            for document in documents.clone() {
+                let (machine, tallies) = (&machine, &tallies);
+                let name = format!("{}, {}: {}", setting.name(), variant.name(), document.name);
+                trials.push(Trial::new(name, move || {
+                    run(machine, tallies, &document, setting, variant).map_err(|error| format!("{error:#}"))
+                }));
+            }
         }
     }
     let code = harness::run(need(&[Need::Root]), trials);
-    for setting in Setting::ALL {
-        if let Some(tally) = tallies.borrow().get(setting.name()) {
-            println!("{}: {tally}", setting.name());
+    for variant in Variant::ALL {
+        for setting in Setting::ALL {
+            if let Some(tally) = tallies.borrow().get(&(variant, setting)) {
+                println!("{}, {}: {tally}", setting.name(), variant.name());
+            }
         }
     }
     code
 }
 
+type Tallies = BTreeMap<(Variant, Setting), Tally>;
+
 /// Runs a document on the machine, which the first one starts.
 fn run(
     machine: &RefCell<Option<Machine>>,
-    tallies: &RefCell<BTreeMap<&str, Tally>>,
+    tallies: &RefCell<Tallies>,
     document: &Document,
     setting: Setting,
+    variant: Variant,
 ) -> anyhow::Result<()> {
     let mut machine = machine.borrow_mut();
     let machine = match machine.as_mut() {
@@ -60,6 +70,6 @@ fn run(
         None => machine.insert(Machine::start()?),
     };
     let (tally, result) = check(machine, document, setting, Path::new(ACTOR));
-    tallies.borrow_mut().entry(setting.name()).or_default().add(&tally);
+    tallies.borrow_mut().entry((variant, setting)).or_default().add(&tally);
     result
 }

@@ -1,6 +1,6 @@
 //! kube-proxy's truth tables against netlb: what must become of a packet, by documents that say which objects there are.
 //!
-//! - [`document`]: the files.
+//! - [`document`]: the files; [`variants`]: the same over other protocols.
 //! - [`site`]: the node of a document, as network namespaces; [`listeners`]: where its sockets' connections end.
 //! - [`machine`]: the loaded programs and their maps; [`agent`]: from objects to maps, by the agent's own rooms.
 //! - [`settings`]: how netlb is set.
@@ -15,6 +15,7 @@ pub mod listeners;
 pub mod machine;
 pub mod settings;
 pub mod site;
+pub mod variants;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -6,7 +6,7 @@ use netlb_user::model::Cidr;
 use super::document::{Detector, Document};
 
 /// A way to run netlb.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Setting {
     /// As kube-proxy masquerades (`--masquerade kube-proxy`), with its local detector; else netlb's defaults.
     pub kube_proxy: bool,
