@@ -7,12 +7,15 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::rc::Rc;
 
+use anyhow::Result;
 use netlb_tests::harness::{self, Trial};
 use netlb_tests::need::{Need, need};
 use netlb_tests::truth::document::{Document, load};
 use netlb_tests::truth::machine::Machine;
 use netlb_tests::truth::settings::Setting;
+use netlb_tests::truth::site::Site;
 use netlb_tests::truth::variants::Variant;
 use netlb_tests::truth::{Tally, check};
 
@@ -28,17 +31,15 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let machine = RefCell::new(None);
-    let tallies = RefCell::new(Tallies::new());
+    let run = RefCell::new(Run::default());
     let mut trials = Vec::new();
     for variant in Variant::ALL {
-        let documents: Vec<Document> = documents.iter().filter_map(|document| variant.of(document)).collect();
-        for setting in Setting::ALL {
-            for document in documents.clone() {
-                let (machine, tallies) = (&machine, &tallies);
-                let name = format!("{}, {}: {}", setting.name(), variant.name(), document.name);
+        for document in documents.iter().filter_map(|document| variant.of(document)).map(Rc::new) {
+            for setting in Setting::ALL {
+                let (run, document) = (&run, Rc::clone(&document));
+                let name = format!("{}, {}: {}", document.name, variant.name(), setting.name());
                 trials.push(Trial::new(name, move || {
-                    run(machine, tallies, &document, setting, variant).map_err(|error| format!("{error:#}"))
+                    run.borrow_mut().check(&document, setting, variant).map_err(|error| format!("{error:#}"))
                 }));
             }
         }
@@ -46,7 +47,7 @@ fn main() -> ExitCode {
     let code = harness::run(need(&[Need::Root]), trials);
     for variant in Variant::ALL {
         for setting in Setting::ALL {
-            if let Some(tally) = tallies.borrow().get(&(variant, setting)) {
+            if let Some(tally) = run.borrow().tallies.get(&(variant, setting)) {
                 println!("{}, {}: {tally}", setting.name(), variant.name());
             }
         }
@@ -54,22 +55,29 @@ fn main() -> ExitCode {
     code
 }
 
-type Tallies = BTreeMap<(Variant, Setting), Tally>;
+/// What the trials share.
+#[derive(Default)]
+struct Run {
+    machine: Option<Machine>,
+    /// Of the document that was tried last.
+    site: Option<(Rc<Document>, Site)>,
+    tallies: BTreeMap<(Variant, Setting), Tally>,
+}
 
-/// Runs a document on the machine, which the first one starts.
-fn run(
-    machine: &RefCell<Option<Machine>>,
-    tallies: &RefCell<Tallies>,
-    document: &Document,
-    setting: Setting,
-    variant: Variant,
-) -> anyhow::Result<()> {
-    let mut machine = machine.borrow_mut();
-    let machine = match machine.as_mut() {
-        Some(machine) => machine,
-        None => machine.insert(Machine::start()?),
-    };
-    let (tally, result) = check(machine, document, setting, Path::new(ACTOR));
-    tallies.borrow_mut().entry((variant, setting)).or_default().add(&tally);
-    result
+impl Run {
+    /// Tries a document; what is missing for it is made first.
+    fn check(&mut self, document: &Rc<Document>, setting: Setting, variant: Variant) -> Result<()> {
+        let machine = match &mut self.machine {
+            Some(machine) => machine,
+            None => self.machine.insert(Machine::start()?),
+        };
+        self.site.take_if(|(other, _)| !Rc::ptr_eq(other, document));
+        let (_, site) = match &mut self.site {
+            Some(site) => site,
+            None => self.site.insert((Rc::clone(document), Site::new(document, &machine.cgroup)?)),
+        };
+        let (tally, result) = check(machine, site, document, setting, Path::new(ACTOR));
+        self.tallies.entry((variant, setting)).or_default().add(&tally);
+        result
+    }
 }

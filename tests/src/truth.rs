@@ -81,24 +81,28 @@ impl fmt::Display for Tally {
     }
 }
 
-/// Runs a document: its steps one after the other, then each later one alone. `actor` is the program `netlb-actor`.
+/// Runs a document on its site: its steps one after the other, then each later one alone. `actor` is the program `netlb-actor`.
 ///
 /// # Errors
 /// Tells all rows that fail.
-pub fn check(machine: &mut Machine, document: &Document, setting: Setting, actor: &Path) -> (Tally, Result<()>) {
+pub fn check(
+    machine: &mut Machine,
+    site: &Site,
+    document: &Document,
+    setting: Setting,
+    actor: &Path,
+) -> (Tally, Result<()>) {
     let mut tally = Tally::default();
     for packet in document.packets() {
         *tally.rows.entry(document.origin(packet.from)).or_default() += 1;
     }
-    let result = Site::new(document, &machine.cgroup).and_then(|site| {
-        site.node.run(|| {
-            let mut run = Run::new(machine, &site, document, setting, actor)?;
-            run.in_turn(&mut tally)?;
-            run.each_alone()?;
-            run.end()
-        })?
+    let result = site.node.run(|| {
+        let mut run = Run::new(machine, site, document, setting, actor)?;
+        run.in_turn(&mut tally)?;
+        run.each_alone()?;
+        run.end()
     });
-    (tally, result)
+    (tally, result.flatten())
 }
 
 /// A document under way.
