@@ -1,7 +1,9 @@
 //! kube-proxy's own scripts of health checks (`truth/health`), over real HTTP against the real servers, and what they do not say: ports that are
 //! taken, families, Services that go.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{ErrorKind, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::ExitCode;
@@ -135,9 +137,9 @@ impl PortScript {
     fn run(&self) -> Result<()> {
         let family = family(&self.family)?;
         let servers = Servers::start(None, TIMEOUT)?;
-        servers.health.updated(family);
+        servers.health().updated(family);
         if !self.addresses.is_empty() {
-            servers.health.set_addresses(Addresses::These(self.addresses.clone()));
+            servers.health().set_addresses(Addresses::These(self.addresses.clone()));
         }
         let at = self.addresses.first().copied().unwrap_or(Ipv4Addr::LOCALHOST.into());
         let mut ports: BTreeMap<ServiceName, HealthPort> = BTreeMap::new();
@@ -155,7 +157,7 @@ impl PortScript {
                     .iter()
                     .map(|(name, port)| Ok((service(name)?, health_port(*port, &[family]))))
                     .collect::<Result<_>>()?;
-                servers.health.sync_services(ports.clone());
+                servers.health().sync_services(ports.clone());
                 let listening: BTreeSet<(SocketAddr, Site)> = ports
                     .iter()
                     .map(|(name, port)| {
@@ -170,7 +172,7 @@ impl PortScript {
             }
             if let Some(endpoints) = &step.endpoints {
                 let ready = endpoints.iter().map(|(name, count)| Ok((service(name)?, Ready::from([(family, *count)]))));
-                servers.health.sync_endpoints(&ready.collect::<Result<_>>()?);
+                servers.health().sync_endpoints(&ready.collect::<Result<_>>()?);
             }
         }
         Ok(())
@@ -238,18 +240,18 @@ impl ProxyScript {
         servers.wait("the proxy's port", |opened| opened.open == BTreeSet::from([(PROXY, Site::Proxy)]))?;
         let (here, mut world) = (NodeName::new("node1"), World::default());
         NodeIs { taints: Vec::new(), deleting: false }.apply(&mut world)?;
-        servers.health.see_node(&world, &here);
+        servers.health().see_node(&world, &here);
         for (index, step) in self.steps.iter().enumerate() {
             servers.set_clock(step.at);
             if let Some(name) = &step.queued {
-                servers.health.queued(family(name)?);
+                servers.health().queued(family(name)?);
             }
             if let Some(name) = &step.updated {
-                servers.health.updated(family(name)?);
+                servers.health().updated(family(name)?);
             }
             if let Some(node) = &step.node {
                 node.apply(&mut world)?;
-                servers.health.see_node(&world, &here);
+                servers.health().see_node(&world, &here);
             }
             if let Some(expected) = &step.ask {
                 let response = ask(PROXY, "GET", &self.path)?;
@@ -308,8 +310,8 @@ impl ProxyAsk {
 fn paths() -> Result<()> {
     let servers = Servers::start(Some(PROXY), TIMEOUT)?;
     let name = service("shop/web")?;
-    servers.health.sync_services([(name.clone(), health_port(30500, &[Family::V4]))].into());
-    servers.health.sync_endpoints(&[(name.clone(), Ready::from([(Family::V4, 2)]))].into());
+    servers.health().sync_services([(name.clone(), health_port(30500, &[Family::V4]))].into());
+    servers.health().sync_endpoints(&[(name.clone(), Ready::from([(Family::V4, 2)]))].into());
     servers.wait("both ports", |opened| opened.open.len() == 2)?;
     let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 30500));
     for (method, path) in [("GET", "/"), ("GET", "/any/where?x=1"), ("POST", "/healthz"), ("PUT", "/livez")] {
@@ -319,7 +321,7 @@ fn paths() -> Result<()> {
     ensure!(head.status == 200 && head.body.is_empty(), "{head:?}");
     ensure!(head.header("Content-Length") == Some("111"), "{head:?}");
 
-    let eligible = |eligible| servers.health.set_node_eligible(eligible);
+    let eligible = |eligible| servers.health().set_node_eligible(eligible);
     eligible(true);
     for path in ["/healthz", "/livez", "/healthz?verbose"] {
         ensure!(ask(PROXY, "GET", path)?.status == 200, "{path}");
@@ -335,8 +337,8 @@ fn paths() -> Result<()> {
 
 fn follows() -> Result<()> {
     let servers = Servers::start(None, TIMEOUT)?;
-    let mut feed = Feed::new(servers.health.clone(), NodeName::new("node1"));
-    servers.health.set_addresses(Addresses::All);
+    let mut feed = Feed::new(servers.health().clone(), NodeName::new("node1"));
+    servers.health().set_addresses(Addresses::All);
     let (mut world, name) = (World::default(), service("shop/web")?);
     let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 30500));
     let touched = || BTreeSet::from([name.clone()]);
@@ -409,9 +411,9 @@ fn families() -> Result<()> {
         (both.clone(), health_port(30500, &[Family::V4, Family::V6])),
         (six.clone(), health_port(30501, &[Family::V6])),
     ];
-    servers.health.sync_services(ports.into());
+    servers.health().sync_services(ports.into());
     let counts = |v4, v6| Ready::from([(Family::V4, v4), (Family::V6, v6)]);
-    servers.health.sync_endpoints(&[(both.clone(), counts(1, 2)), (six.clone(), counts(0, 3))].into());
+    servers.health().sync_endpoints(&[(both.clone(), counts(1, 2)), (six.clone(), counts(0, 3))].into());
     servers.wait("both ports", |opened| opened.open.len() == 2)?;
     let (v4, v6) = (IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST));
     let check = |addr, port, name: &ServiceName, count| {
@@ -424,7 +426,7 @@ fn families() -> Result<()> {
     check(v6, 30501, &six, 3)?;
 
     // On addresses of its own a Service listens in its own families.
-    servers.health.set_addresses(Addresses::These([v4, v6].into()));
+    servers.health().set_addresses(Addresses::These([v4, v6].into()));
     let wanted = [(v4, 30500, &both), (v6, 30500, &both), (v6, 30501, &six)];
     let wanted = wanted.map(|(addr, port, name)| (SocketAddr::new(addr, port), Site::Service(name.clone())));
     servers.wait("ports on addresses", |opened| opened.open == BTreeSet::from(wanted.clone()))?;
@@ -439,14 +441,15 @@ fn taken() -> Result<()> {
     let squatter = TcpListener::bind(at).context("the port is free")?;
     let servers = Servers::start(None, TIMEOUT)?;
     let name = service("shop/web")?;
-    servers.health.sync_services([(name.clone(), health_port(30500, &[Family::V4]))].into());
+    servers.health().sync_services([(name.clone(), health_port(30500, &[Family::V4]))].into());
     servers.wait("a failure", |opened| opened.failed.len() == 1 && opened.open.is_empty())?;
-    let [problem] = servers.health.problems(&World::default()).try_into().map_err(|all| anyhow::anyhow!("{all:?}"))?;
+    let [problem] =
+        servers.health().problems(&World::default()).try_into().map_err(|all| anyhow::anyhow!("{all:?}"))?;
     ensure!((problem.object.as_str(), problem.field.as_str()) == ("Service shop/web", "spec.healthCheckNodePort"));
     ensure!(problem.message.contains("0.0.0.0:30500 cannot be opened: Address already in use"), "{problem}");
     drop(squatter);
     servers.wait("the port", |opened| opened.failed.is_empty() && opened.open.len() == 1)?;
-    ensure!(servers.health.problems(&World::default()).is_empty());
+    ensure!(servers.health().problems(&World::default()).is_empty());
     ensure_service(&ask(SocketAddr::from((Ipv4Addr::LOCALHOST, 30500)), "GET", "/")?, &name, 0, true)
 }
 
@@ -455,9 +458,13 @@ fn passes() -> Result<()> {
     let (old, new) = (service("shop/old")?, service("shop/new")?);
     let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 30500));
     for (name, other) in [(&old, &new), (&new, &old), (&old, &new)] {
-        servers.health.sync_services([(name.clone(), health_port(30500, &[Family::V4]))].into());
-        let site = Site::Service(name.clone());
-        servers.wait("the port of the next", |opened| opened.open.iter().any(|(_, open)| *open == site))?;
+        servers.health().sync_services([(name.clone(), health_port(30500, &[Family::V4]))].into());
+        let (site, failed) = (Site::Service(name.clone()), Cell::new(false));
+        servers.wait("the port of the next", |opened| {
+            failed.set(failed.get() || !opened.failed.is_empty());
+            opened.open.iter().any(|(_, open)| *open == site)
+        })?;
+        ensure!(!failed.get(), "the port was taken for a while");
         ensure_service(&ask(at, "GET", "/")?, name, 0, true).with_context(|| format!("after {other}"))?;
     }
     Ok(())
@@ -466,21 +473,31 @@ fn passes() -> Result<()> {
 fn many_connections() -> Result<()> {
     let servers = Servers::start(None, TIMEOUT)?;
     let name = service("shop/web")?;
-    servers.health.sync_services([(name.clone(), health_port(30500, &[Family::V4]))].into());
+    servers.health().sync_services([(name.clone(), health_port(30500, &[Family::V4]))].into());
     servers.wait("the port", |opened| opened.open.len() == 1)?;
     let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 30500));
     let mut silent = Vec::new();
     for _ in 0..600 {
         silent.push(TcpStream::connect_timeout(&at, PATIENCE).context("a silent connection")?);
     }
-    ensure_service(&ask(at, "GET", "/")?, &name, 0, true)
+    ensure_service(&ask(at, "GET", "/")?, &name, 0, true)?;
+    // Long before its silence alone would end it.
+    let oldest = silent.first_mut().context("there are many")?;
+    oldest.set_read_timeout(Some(PATIENCE))?;
+    ensure!(matches!(oldest.read(&mut [0]), Ok(0)), "the oldest connection is still open");
+    let newest = silent.last_mut().context("there are many")?;
+    newest.set_nonblocking(true)?;
+    let read = newest.read(&mut [0]);
+    ensure!(matches!(&read, Err(e) if e.kind() == ErrorKind::WouldBlock), "the newest connection: {read:?}");
+    Ok(())
 }
 
 // ---- tools
 
 /// The real servers with a clock that stands still.
 struct Servers {
-    health: Health,
+    /// There until the end.
+    health: Option<Health>,
     /// Seconds since 1970.
     clock: Arc<Mutex<u64>>,
     news: Receiver<()>,
@@ -499,7 +516,11 @@ impl Servers {
             // Nobody listens any more once the trial ends.
             let _ = changed.send(());
         })?;
-        Ok(Servers { health, clock: seconds, news })
+        Ok(Servers { health: Some(health), clock: seconds, news })
+    }
+
+    fn health(&self) -> &Health {
+        self.health.as_ref().expect("only the end takes it")
     }
 
     fn set_clock(&self, seconds: u64) {
@@ -508,21 +529,29 @@ impl Servers {
 
     /// Makes the proxy healthy, or ill by a change that waits for too long.
     fn be(&self, family: Family, wanted: ProxyIs) {
-        self.health.updated(family);
+        self.health().updated(family);
         if wanted == ProxyIs::Ill {
-            self.health.queued(family);
+            self.health().queued(family);
             let now = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
             self.set_clock(now + TIMEOUT.as_secs());
         }
     }
 
     fn wait(&self, what: &str, until: impl Fn(&Opened) -> bool) -> Result<()> {
-        while !until(&self.health.opened()) {
+        while !until(&self.health().opened()) {
             if self.news.recv_timeout(PATIENCE).is_err() {
-                bail!("{what}: not so, but {:?}", self.health.opened());
+                bail!("{what}: not so, but {:?}", self.health().opened());
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for Servers {
+    /// The next trial finds the ports free.
+    fn drop(&mut self) {
+        self.health = None;
+        while self.news.recv_timeout(PATIENCE).is_ok() {}
     }
 }
 

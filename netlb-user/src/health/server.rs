@@ -100,7 +100,9 @@ impl Keeper {
                 self.start.table.changed().await.is_err()
             };
             if ended {
-                return;
+                // Ports are free before anybody can notice the end.
+                let all: Vec<_> = self.open.keys().cloned().collect();
+                return self.close(all).await;
             }
         }
     }
@@ -109,14 +111,7 @@ impl Keeper {
     async fn sync(&mut self) -> BTreeMap<(SocketAddr, Site), String> {
         let wanted = self.wanted();
         let gone: Vec<_> = self.open.keys().filter(|key| !wanted.contains(key)).cloned().collect();
-        for key in gone {
-            if let Some(listener) = self.open.remove(&key) {
-                listener.abort();
-                // Its end is the only result there can be.
-                drop(listener.await);
-                tracing::debug!(at = %key.0, site = ?key.1, "health port closed");
-            }
-        }
+        self.close(gone).await;
         let mut failed = BTreeMap::new();
         for key in wanted {
             if self.open.contains_key(&key) {
@@ -140,6 +135,17 @@ impl Keeper {
             }
         }
         failed
+    }
+
+    async fn close(&mut self, keys: Vec<(SocketAddr, Site)>) {
+        for key in keys {
+            if let Some(listener) = self.open.remove(&key) {
+                listener.abort();
+                // Its end is the only result there can be.
+                drop(listener.await);
+                tracing::debug!(at = %key.0, site = ?key.1, "health port closed");
+            }
+        }
     }
 
     fn wanted(&mut self) -> BTreeSet<(SocketAddr, Site)> {
