@@ -11,7 +11,7 @@ use crate::delivery::Mode;
 use crate::devices::detector::{self, Detector, Masquerade};
 use crate::devices::node_addresses::NodePortAddresses;
 use crate::health;
-use crate::model::{Cidr, Family};
+use crate::model::{Cidr, Family, Scheduler};
 use crate::runtime::mounts;
 use crate::runtime::ports::Ports;
 
@@ -81,6 +81,10 @@ pub struct Settings {
     /// How names of pods' devices begin, for --detect-local-mode InterfaceNamePrefix
     #[arg(long, value_name = "PREFIX")]
     pub pod_interface_name_prefix: Option<String>,
+
+    /// How a backend is chosen where a Service does not say: random, rr, wrr, sh or lc [default: random]
+    #[arg(long, value_name = "WORD")]
+    pub scheduler: Option<String>,
 
     /// The API server's range of NodePorts: masquerade keeps clear of it [default: 30000-32767]
     #[arg(long, value_name = "FIRST-LAST")]
@@ -153,6 +157,7 @@ pub struct Config {
     pub masquerade_all: bool,
     pub detector: Detector,
     pub node_ports: Ports,
+    pub scheduler: Scheduler,
     /// Socket hooks act on pods' sockets too.
     pub socket_accel: bool,
     pub delivery: Mode,
@@ -183,6 +188,8 @@ pub enum ConfigError {
     NodePortAddress { word: String },
     #[error("--healthz-bind-address {value} is no address; write one like 0.0.0.0:10256 or [::1]:10256, or none")]
     NoHealthzAddress { value: String },
+    #[error("--scheduler {word} is none; use random, rr, wrr, sh or lc")]
+    Scheduler { word: String },
     #[error("--service-node-port-range {text} is no range of ports; use e.g. 30000-32767")]
     NodePortRange { text: String },
     #[error("--detect-local-mode {mode} needs --{flag}")]
@@ -237,6 +244,7 @@ impl Settings {
             cluster_cidr: self.cluster_cidr.or(below.cluster_cidr),
             pod_bridge_interface: self.pod_bridge_interface.or(below.pod_bridge_interface),
             pod_interface_name_prefix: self.pod_interface_name_prefix.or(below.pod_interface_name_prefix),
+            scheduler: self.scheduler.or(below.scheduler),
             service_node_port_range: self.service_node_port_range.or(below.service_node_port_range),
             accel: self.accel.or(below.accel),
             delivery: self.delivery.or(below.delivery),
@@ -262,6 +270,10 @@ impl Settings {
         // As kubelet names its Node.
         let node_name = self.node_name.or_else(host_name).map(|name| name.trim().to_lowercase());
         let node_name = node_name.filter(|name| !name.is_empty()).ok_or(ConfigError::NoNodeName)?;
+        let scheduler = match self.scheduler {
+            Some(word) => Scheduler::parse(&word).ok_or(ConfigError::Scheduler { word })?,
+            None => Scheduler::default(),
+        };
         let node_ports = match self.service_node_port_range {
             Some(text) => Ports::parse(&text).ok_or(ConfigError::NodePortRange { text })?,
             None => NODE_PORTS,
@@ -297,6 +309,7 @@ impl Settings {
             masquerade_all: self.masquerade_all.unwrap_or(false),
             detector,
             node_ports,
+            scheduler,
             socket_accel,
             delivery: self.delivery.unwrap_or_default(),
             healthz: healthz_address(self.healthz_bind_address.as_deref())?,
@@ -427,6 +440,8 @@ mod tests {
         assert!(say(Settings { source: Some("/nowhere".into()), ..good() }).contains("not a folder"));
         let nodeport_addresses = Some(vec!["10.0.0.7".to_owned()]);
         assert!(say(Settings { nodeport_addresses, ..good() }).contains("one address: 10.0.0.7/32"));
+        let scheduler = Some("wlc".to_owned());
+        assert!(say(Settings { scheduler, ..good() }).contains("use random, rr, wrr, sh or lc"));
         let service_node_port_range = Some("32767-30000".to_owned());
         assert!(say(Settings { service_node_port_range, ..good() }).contains("e.g. 30000-32767"));
         let cgroup = Some(dir.path().to_owned());

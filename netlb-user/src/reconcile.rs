@@ -27,7 +27,7 @@ use crate::health::{Addresses, Feed};
 use crate::model::{Change, HostState, NodeName, NodeSpec, PodAddresses, PodDevice, Problem};
 use crate::netlink::Netlink;
 use crate::observe::sockets::{self, UdpBackend};
-use crate::observe::sweep::{Sweep, Sweeper};
+use crate::observe::sweep::{Sweep, Sweeper, UdpPorts};
 use crate::plan::{Controller, MapOp, NodeConfig, Plan};
 use crate::runtime::ports::Ports;
 use crate::store::{KernelStore, MapStore as _};
@@ -154,6 +154,7 @@ impl Reconciler {
             .ok_or_else(|| anyhow::anyhow!("{}", programs.failure().unwrap_or("the kernel's HZ is not known")))?;
         let mut controller = Controller::new(&restored, store.capacity());
         controller.set_node_name(Some(NodeName::new(&config.node_name)));
+        controller.set_scheduler(config.scheduler);
         tracing::info!(
             frontends = restored.frontends.len(),
             "maps are {}",
@@ -542,7 +543,10 @@ impl Reconciler {
             if now < self.sweep_at {
                 return false;
             }
-            self.sweep = Some(self.sweeper.begin(self.controller.begin_sweep()));
+            let candidates = self.controller.begin_sweep();
+            let shadow = self.controller.shadow();
+            let udp = UdpPorts::new(&shadow.frontends, shadow.backends.values());
+            self.sweep = Some(self.sweeper.begin(candidates, udp));
         }
         let Some(sweep) = &mut self.sweep else { return false };
         let swept = match self.sweeper.step(sweep, clock) {

@@ -63,8 +63,10 @@ impl Capacities {
             (name::FRONTENDS, frontends),
             (name::BACKENDS, backends),
             (name::BACKEND_FLOWS, backends),
+            (name::BACKEND_LOAD, backends),
             // Blocks are rounded up to powers of two, and a changed one stands beside its predecessor for a while.
             (name::SLOTS, backends.saturating_mul(2)),
+            (name::TURNS, backends.saturating_mul(2)),
             (name::CT, conntrack),
             (name::CT_NEW, (conntrack / 4).max(1024)),
         ] {
