@@ -31,28 +31,43 @@ const fn style(pods: PodNetwork, delivery: &'static str) -> Style {
 
 const REDIRECT: Style = style(PodNetwork::Bridge, "redirect");
 const STACK: Style = style(PodNetwork::Routed, "stack");
+/// What makes an agent attach as on a kernel without TCX.
+const CLSACT: &[&str] = &["--attach", "clsact"];
 
 /// What is asked of a rig.
 type Check = fn(&Rig) -> Result<()>;
 
 fn main() -> ExitCode {
-    let trials: [(&str, Style, Check); 8] = [
+    let trials: [(&str, Style, &[&str], Check); 10] = [
         (
             "killed under load, redirect road: nothing breaks, and it comes back to the same maps",
             REDIRECT,
+            &[],
             killed_under_load,
         ),
-        ("killed under load, stack road: nothing breaks, and it comes back to the same maps", STACK, killed_under_load),
-        ("restarted, it keeps maps and links and replaces programs", REDIRECT, pins_survive),
-        ("what changed while it was dead is programmed when it is back", STACK, world_changed_meanwhile),
-        ("started without a source it fails, and prunes nothing", REDIRECT, no_source),
-        ("20 crashes leave no more programs, links and maps than one start", REDIRECT, crash_loop),
-        ("cleanup removes everything, and twice is fine", STACK, cleanup),
-        ("detached, it fills the maps and attaches nothing", REDIRECT, detached),
+        (
+            "killed under load, stack road: nothing breaks, and it comes back to the same maps",
+            STACK,
+            &[],
+            killed_under_load,
+        ),
+        ("killed under load, by filters of clsact: nothing breaks", STACK, CLSACT, killed_under_load),
+        (
+            "clsact: filters of ours alone are attached, kept, replaced, put back and cleaned up",
+            REDIRECT,
+            CLSACT,
+            clsact,
+        ),
+        ("restarted, it keeps maps and links and replaces programs", REDIRECT, &[], pins_survive),
+        ("what changed while it was dead is programmed when it is back", STACK, &[], world_changed_meanwhile),
+        ("started without a source it fails, and prunes nothing", REDIRECT, &[], no_source),
+        ("20 crashes leave no more programs, links and maps than one start", REDIRECT, &[], crash_loop),
+        ("cleanup removes everything, and twice is fine", STACK, &[], cleanup),
+        ("detached, it fills the maps and attaches nothing", REDIRECT, &[], detached),
     ];
-    let trials = trials.map(|(name, style, check)| {
+    let trials = trials.map(|(name, style, arguments, check)| {
         Trial::new(name, move || {
-            let rig = Rig::start(style, ACTOR, WORLD).map_err(|error| format!("no rig: {error:#}"))?;
+            let rig = Rig::start_with(style, ACTOR, WORLD, arguments).map_err(|error| format!("no rig: {error:#}"))?;
             check(&rig).map_err(|error| format!("{error:#}\n{}", rig.agent.log_tail(15)))
         })
     });
@@ -378,6 +393,128 @@ fn detached(rig: &Rig) -> Result<()> {
     let result = rig.inside("client", || sockets::connect_within(SILENCE, Tcp, None, vip));
     ensure!(result.is_err(), "a VIP answers though nothing is attached");
     Ok(())
+}
+
+/// Ids of netlb's filters' programs, by device and side; each must be alone of ours in its place, and no TCX program beside it.
+fn filter_programs(rig: &Rig) -> Result<BTreeMap<(String, usize), u64>> {
+    let node = rig.node.node(1)?;
+    let pods = rig.node.pods();
+    let devices = pods.iter().filter_map(|pod| pod.device()).chain(["eth0"]);
+    let mut found = BTreeMap::new();
+    for device in devices {
+        if kernel_objects::has_tcx() {
+            let programs = kernel_objects::on_device(node, device)?;
+            ensure!(programs.iter().all(Vec::is_empty), "TCX programs on {device}: {programs:?}");
+        }
+        for (side, rows) in kernel_objects::filters(node, device)?.into_iter().enumerate() {
+            let ours: Vec<&Value> = rows.iter().filter(|row| row["kind"] == "bpf").collect();
+            let [row] = ours.as_slice() else { bail!("filters on {device}: {rows:?}") };
+            let name = row.pointer("/options/bpf_name").and_then(Value::as_str).unwrap_or_default();
+            let role = if device == "eth0" { "outside" } else { "pod" };
+            let wanted = format!("netlb:{}_{role}", ["from", "to"][side]);
+            ensure!(name == wanted && row["pref"] == 1, "on {device} stands {row}, not {wanted}");
+            let id = row.pointer("/options/prog/id").and_then(Value::as_u64).context("a filter without a program")?;
+            found.insert((device.to_owned(), side), id);
+        }
+    }
+    ensure!(found.len() > 2, "there are no pod devices: this would check nothing");
+    Ok(found)
+}
+
+fn clsact(rig: &Rig) -> Result<()> {
+    let node = rig.node.node(1)?;
+    let pod = rig.pod("client")?;
+    let device = pod.device().context("a pod without a device")?;
+    // Somebody else's filter, that takes no packet.
+    kernel_objects::tc(
+        node,
+        &format!("filter add dev {device} egress pref 7 protocol ip u32 match u32 1 0xffffffff flowid 1:1"),
+    )?;
+    let foreign = |device: &str| -> Result<bool> {
+        let [_, egress] = kernel_objects::filters(node, device)?;
+        Ok(egress.iter().any(|row| row["kind"] == "u32"))
+    };
+    let before = filter_programs(rig)?;
+    everything_answers(rig)?;
+
+    rig.agent.kill9()?;
+    ensure!(filter_programs(rig)? == before, "filters changed with the agent's death");
+    everything_answers(rig).context("while the agent is dead")?;
+    start_again(rig)?;
+    let after = filter_programs(rig)?;
+    ensure!(before.keys().eq(after.keys()), "filters before: {before:?}\nafter: {after:?}");
+    ensure!(
+        before.iter().all(|(place, id)| after[place] != *id),
+        "a filter still runs the program of the agent before"
+    );
+    ensure!(foreign(device)?, "the restart took somebody else's filter away");
+    everything_answers(rig)?;
+
+    kernel_objects::tc(node, "qdisc del dev eth0 clsact")?;
+    kernel_objects::tc(node, &format!("filter del dev {device} ingress"))?;
+    rig.eventually("filters that were taken off are back", || filter_programs(rig).map(drop))?;
+    ensure!(foreign(device)?, "somebody else's filter is gone");
+
+    rig.agent.kill9()?;
+    let said = rig.agent.netlb(&["cleanup"])?;
+    ensure!(said.contains("filters of clsact"), "cleanup does not tell of filters: {said}");
+    let hooks = kernel_objects::on_cgroup(node.cgroup_path())?;
+    ensure!(hooks.is_empty() && pins(rig)?.is_empty(), "socket hooks or pins are left: {hooks:?}");
+    let left = kernel_objects::tc(node, "-j qdisc show")?;
+    let left: Vec<Value> = serde_json::from_str(&left).context("cannot understand tc")?;
+    let left: Vec<&str> =
+        left.iter().filter(|row| row["kind"] == "clsact").filter_map(|row| row["dev"].as_str()).collect();
+    ensure!(left == [device], "clsact is left on {left:?}, and somebody else's filter is on {device} only");
+    let rows = kernel_objects::filters(node, device)?;
+    ensure!(foreign(device)? && rows.iter().flatten().all(|row| row["kind"] == "u32"), "after cleanup: {rows:?}");
+    blocked_by_ingress(rig, device)?;
+    if kernel_objects::has_tcx() {
+        other_method(rig)?;
+    }
+    Ok(())
+}
+
+/// A device whose ingress qdisc leaves no room for clsact is left alone and named, until there is room.
+fn blocked_by_ingress(rig: &Rig, device: &str) -> Result<()> {
+    let node = rig.node.node(1)?;
+    kernel_objects::tc(node, &format!("qdisc del dev {device} clsact"))?;
+    kernel_objects::tc(node, &format!("qdisc add dev {device} ingress"))?;
+    start_again(rig)?;
+    rig.eventually("the agent tells of the ingress qdisc", || {
+        let said = rig.agent.status()?.unwrap_or_default().to_string();
+        ensure!(said.contains("the device has an ingress qdisc"), "{said}");
+        Ok(())
+    })?;
+    let rows = kernel_objects::filters(node, device)?;
+    ensure!(rows.iter().all(Vec::is_empty), "filters stand at an ingress qdisc: {rows:?}");
+    kernel_objects::tc(node, &format!("qdisc del dev {device} ingress"))?;
+    rig.eventually("the device has its filters", || filter_programs(rig).map(drop))?;
+    rig.agent.kill9()
+}
+
+/// An agent that attaches the other way takes what the one before it put there off, once its own is on.
+fn other_method(rig: &Rig) -> Result<()> {
+    start_again(rig)?;
+    filter_programs(rig)?;
+    rig.agent.kill9()?;
+    let folder = rig.node.folder().join("tcx");
+    fs::create_dir(&folder)?;
+    let start = |attach: &str| -> Result<Agent> {
+        let options = AgentOptions { extra: vec!["--attach".into(), attach.into()], ..AgentOptions::default() };
+        let node = rig.node.node(1)?;
+        Agent::start(node, &netlb_program()?, &rig.node.source_path(), &folder, options, rig.node.stop())
+    };
+    let tcx = start("tcx")?;
+    rig.eventually("links took the place of filters", || {
+        ensure_attached(rig, 1)?;
+        let [ingress, egress] = kernel_objects::filters(rig.node.node(1)?, "eth0")?;
+        ensure!(ingress.is_empty() && egress.is_empty(), "filters beside links: {ingress:?} {egress:?}");
+        Ok(())
+    })?;
+    tcx.kill9()?;
+    let clsact = start("clsact")?;
+    rig.eventually("filters took the place of links", || filter_programs(rig).map(drop))?;
+    clsact.kill9()
 }
 
 /// The agent's program, where cargo puts it.

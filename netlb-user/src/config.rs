@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use netlb_common::maps::capacity;
 use serde::{Deserialize, Serialize};
 
+use crate::bpf::attach::Method;
 use crate::delivery::Mode;
 use crate::devices::detector::{self, Detector, Masquerade};
 use crate::devices::node_addresses::NodePortAddresses;
@@ -106,6 +107,10 @@ pub struct Settings {
     #[arg(long, value_name = "ADDRESS")]
     pub healthz_bind_address: Option<String>,
 
+    /// How devices get their programs, instead of the best way the kernel has: for tests and for faults in one of them
+    #[arg(long, value_enum, value_name = "METHOD", hide = true)]
+    pub attach: Option<Method>,
+
     /// Load and fill the maps, attach no program
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     pub detached: Option<bool>,
@@ -163,6 +168,8 @@ pub struct Config {
     pub delivery: Mode,
     /// Where `/healthz` and `/livez` answer.
     pub healthz: Option<SocketAddr>,
+    /// `None`: the best the kernel has.
+    pub attach: Option<Method>,
     pub detached: bool,
     pub max_services: u32,
     pub max_backends: u32,
@@ -249,6 +256,7 @@ impl Settings {
             accel: self.accel.or(below.accel),
             delivery: self.delivery.or(below.delivery),
             healthz_bind_address: self.healthz_bind_address.or(below.healthz_bind_address),
+            attach: self.attach.or(below.attach),
             detached: self.detached.or(below.detached),
             log_level: self.log_level.or(below.log_level),
             max_services: self.max_services.or(below.max_services),
@@ -313,6 +321,7 @@ impl Settings {
             socket_accel,
             delivery: self.delivery.unwrap_or_default(),
             healthz: healthz_address(self.healthz_bind_address.as_deref())?,
+            attach: self.attach,
             detached: self.detached.unwrap_or(false),
             max_services: entries("max-services", self.max_services, capacity::FRONTENDS)?,
             max_backends: entries("max-backends", self.max_backends, capacity::BACKENDS)?,

@@ -16,7 +16,7 @@ use netlb_common::backend::state;
 use netlb_common::config::flags;
 use netlb_common::proto;
 
-use crate::bpf::sys;
+use crate::bpf::probe;
 use crate::config::Config;
 use crate::delivery::{self, Delivery, Findings, Road};
 use crate::devices::scan::scan;
@@ -163,7 +163,7 @@ impl Reconciler {
         let report = Report::new(&config, notes);
         Ok(Reconciler {
             netlink: Netlink::open(libc::NETLINK_ROUTE)?,
-            netns_cookie: sys::netns_cookie()?,
+            netns_cookie: probe::netns_cookie(&config.cgroup)?,
             seed: old.map_or_else(random, |config| config.seed),
             hz,
             config,

@@ -70,6 +70,7 @@ impl Kernel {
         if let Some(entries) = world.ct_capacity {
             loader.map_max_entries(name::CT, entries);
         }
+        netlb_user::bpf::loader::set_globals(&mut loader);
         let mut ebpf = loader.load(bytes).context("loading the kernel object")?;
         let programs = match entry {
             Entry::Xdp => &[program::XDP_FROM_POD, program::XDP_TO_POD, program::XDP_FROM_OUTSIDE, program::CLOCK][..],

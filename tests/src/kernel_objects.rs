@@ -9,10 +9,13 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 use netlb_testnode::link::Links;
+use netlb_testnode::process::Stop;
 use netlb_testnode::topology::Node;
+use serde_json::Value;
 
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -67,6 +70,43 @@ pub fn on_device(node: &Node, device: &str) -> Result<[Vec<u32>; 2]> {
     let index = Links::open(node.net())?.index(device)?;
     let [ingress, egress] = node.net().run(|| TCX.map(|attach| query(index, attach)))?;
     Ok([ingress.context("query TCX ingress")?, egress.context("query TCX egress")?])
+}
+
+/// Whether the kernel has TCX (6.6).
+#[must_use]
+pub fn has_tcx() -> bool {
+    const LOOPBACK: u32 = 1;
+    query(LOOPBACK, TCX[0]).is_ok()
+}
+
+/// The filters of a node's device, ingress and egress, as `tc` lists them; none without clsact.
+///
+/// # Errors
+/// When `tc` is missing or fails.
+pub fn filters(node: &Node, device: &str) -> Result<[Vec<Value>; 2]> {
+    let [ingress, egress] = ["ingress", "egress"].map(|side| -> Result<Vec<Value>> {
+        let rows = tc(node, &format!("-j filter show dev {device} {side}"))?;
+        let rows: Vec<Value> = serde_json::from_str(&rows).context("cannot understand tc")?;
+        // Each kind comes with a line of its own, without options, before its filters.
+        Ok(rows
+            .into_iter()
+            .filter(|row| row["options"]["handle"].is_string() || row["options"]["fh"].is_string())
+            .collect())
+    });
+    Ok([ingress?, egress?])
+}
+
+/// Runs `tc` with these arguments in a node's network namespace, and returns what it prints.
+///
+/// # Errors
+/// When it fails, with what it said.
+pub fn tc(node: &Node, arguments: &str) -> Result<String> {
+    let mut command = Command::new("tc");
+    command.args(arguments.split(' '));
+    let output = node.place.output("tc", command, b"", &Stop::default())?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    anyhow::ensure!(output.status.success(), "tc {arguments}: {said}");
+    String::from_utf8(output.stdout).context("tc printed something that is not text")
 }
 
 /// Ids of the programs attached to a cgroup itself, by attach type; types without programs are left out.

@@ -88,11 +88,29 @@ impl Rig {
         Self::start_beside(style, actor, yaml, &[])
     }
 
+    /// As [`Rig::start`], with further arguments for the agent.
+    ///
+    /// # Errors
+    /// As [`Rig::start`].
+    pub fn start_with(style: Style, actor: &'static str, yaml: &str, arguments: &[&str]) -> Result<Self> {
+        Self::start_all(style, actor, yaml, &[], arguments)
+    }
+
     /// As [`Rig::start`], with more files in the source, by name, that are there before the agent first reads it.
     ///
     /// # Errors
     /// As [`Rig::start`].
     pub fn start_beside(style: Style, actor: &'static str, yaml: &str, files: &[(&str, String)]) -> Result<Self> {
+        Self::start_all(style, actor, yaml, files, &[])
+    }
+
+    fn start_all(
+        style: Style,
+        actor: &'static str,
+        yaml: &str,
+        files: &[(&str, String)],
+        arguments: &[&str],
+    ) -> Result<Self> {
         let actor = Path::new(actor);
         let node = TestNode::builder()
             .pod_network(style.pods)
@@ -107,6 +125,7 @@ impl Rig {
         let options = AgentOptions {
             delivery: style.delivery.to_owned(),
             accel: style.accel.to_owned(),
+            extra: arguments.iter().map(|word| (*word).to_owned()).collect(),
             ..AgentOptions::default()
         };
         let agent = node.start_agent(1, options)?;

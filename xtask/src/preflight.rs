@@ -8,8 +8,8 @@ use netlb_testnode::cgroup;
 
 use crate::sudo;
 
-/// The oldest kernel whose veths take TCX programs.
-const KERNEL: (u32, u32) = (6, 6);
+/// The oldest kernel that netlb runs on.
+const KERNEL: (u32, u32) = (5, 10);
 
 /// Fails with all that is missing.
 pub(crate) fn check() -> Result<()> {
@@ -20,13 +20,15 @@ pub(crate) fn check() -> Result<()> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     match version(&release) {
         Some(found) if found < KERNEL => missing.push(format!(
-            "kernel {} is too old: TCX needs {}.{}; boot a newer kernel (older ones, through clsact, come later)",
+            "kernel {} is too old: netlb needs {}.{} or newer; boot one",
             release.trim(),
             KERNEL.0,
             KERNEL.1
         )),
         Some(_) => {}
-        None => missing.push(format!("kernel release {:?} is not understood: boot Linux 6.6 or newer", release.trim())),
+        None => {
+            missing.push(format!("kernel release {:?} is not understood: boot Linux 5.10 or newer", release.trim()))
+        }
     }
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {
         missing

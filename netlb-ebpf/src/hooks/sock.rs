@@ -2,6 +2,7 @@
 //!
 //! The kernel restricts the width of context accesses: every word is read and written as u32.
 
+use aya_ebpf::Global;
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use netlb_common::{Addr, Port};
@@ -11,6 +12,10 @@ const ALLOW: i32 = 1;
 const REJECT: i32 = 0;
 const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
+
+/// The kernel has `bpf_set_retval` (5.18); else the agent sets 0, and what a hook rejects fails with EPERM.
+#[unsafe(no_mangle)]
+static SET_RETVAL: Global<u32> = Global::new(1);
 
 /// `V6`: the socket speaks IPv6 (its destination may still be a v4-mapped address).
 pub(crate) struct SockAddr<const V6: bool>(pub(crate) *mut bpf_sock_addr);
@@ -81,7 +86,9 @@ pub(crate) fn finish(answer: Answer) -> i32 {
         Answer::Refused => ECONNREFUSED,
         Answer::Unreachable => EHOSTUNREACH,
     };
-    // SAFETY: scalar argument.
-    unsafe { bpf_set_retval(-errno) };
+    if SET_RETVAL.load() != 0 {
+        // SAFETY: scalar argument.
+        unsafe { bpf_set_retval(-errno) };
+    }
     REJECT
 }

@@ -9,7 +9,7 @@ use netlb_common::maps::{self, MapSpec};
 
 use super::object::{self, NoObject};
 use super::pins::{Capacities, KeptCapacity, PinError, Pins};
-use crate::runtime::preflight;
+use super::probe::Features;
 
 /// The object cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +24,10 @@ pub enum LoadError {
     Object(Box<aya::EbpfError>),
     #[error("program {0} is not in the kernel object; build netlb anew from one source tree")]
     NoProgram(String),
+    #[error(
+        "the kernel does not tell what programs are attached: {0}; run netlb as root, with CAP_BPF and CAP_NET_ADMIN"
+    )]
+    Attachments(std::io::Error),
     #[error("program {program} does not load: {reason}")]
     Program { program: String, reason: String },
 }
@@ -52,7 +56,8 @@ pub fn load(pins: &Pins, wished: &Capacities) -> Result<(Loaded, Vec<KeptCapacit
     for (name, entries) in capacities.iter() {
         loader.map_pin_path(name, pins.map(name)).map_max_entries(name, entries);
     }
-    let ebpf = loader.override_global("CSUM_IPV6", csum_ipv6(), true).load(object)?;
+    set_globals(&mut loader);
+    let ebpf = loader.load(object)?;
     Ok((Loaded { ebpf, capacities }, kept))
 }
 
@@ -66,7 +71,8 @@ pub fn load_private(capacities: &Capacities) -> Result<Loaded, LoadError> {
     for (name, entries) in capacities.iter() {
         loader.map_max_entries(name, entries);
     }
-    let ebpf = loader.override_global("CSUM_IPV6", csum_ipv6(), true).load(object)?;
+    set_globals(&mut loader);
+    let ebpf = loader.load(object)?;
     Ok(Loaded { ebpf, capacities: capacities.clone() })
 }
 
@@ -134,14 +140,16 @@ fn last_lines(text: &str) -> String {
     }
 }
 
-/// BPF_F_IPV6 of bpf_l4_csum_replace, known from kernel 6.16; before that it is refused.
-const CSUM_IPV6_FLAG: u64 = 0x80;
-
-/// Value of the object's global `CSUM_IPV6` for this kernel.
-fn csum_ipv6() -> &'static u64 {
-    static ON: u64 = CSUM_IPV6_FLAG;
-    static OFF: u64 = 0;
-    if preflight::kernel_version().is_some_and(|version| version >= (6, 16)) { &ON } else { &OFF }
+/// Sets the object's globals to what the running kernel has. Every loader of the object needs it.
+pub fn set_globals(loader: &mut EbpfLoader<'_>) {
+    static CSUM_IPV6: [u64; 2] = [0, 0x80];
+    static SET_RETVAL: [u32; 2] = [0, 1];
+    let kernel = Features::of_kernel();
+    loader.override_global("CSUM_IPV6", &CSUM_IPV6[usize::from(kernel.csum_ipv6)], true).override_global(
+        "SET_RETVAL",
+        &SET_RETVAL[usize::from(kernel.set_retval)],
+        true,
+    );
 }
 
 fn checked_object() -> Result<&'static [u8], LoadError> {

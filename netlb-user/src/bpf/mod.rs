@@ -5,5 +5,6 @@ pub mod clock;
 pub mod loader;
 pub mod object;
 pub mod pins;
+pub mod probe;
 pub mod sys;
 pub mod table;

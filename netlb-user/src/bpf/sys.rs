@@ -13,14 +13,17 @@ use std::path::Path;
 use bytemuck::{Pod, Zeroable};
 
 mod command {
+    pub(super) const MAP_CREATE: i64 = 0;
     pub(super) const MAP_LOOKUP: i64 = 1;
     pub(super) const MAP_UPDATE: i64 = 2;
     pub(super) const MAP_DELETE: i64 = 3;
     pub(super) const MAP_NEXT_KEY: i64 = 4;
+    pub(super) const PROG_LOAD: i64 = 5;
     pub(super) const OBJ_PIN: i64 = 6;
     pub(super) const OBJ_GET: i64 = 7;
     pub(super) const PROG_TEST_RUN: i64 = 10;
     pub(super) const OBJ_GET_INFO: i64 = 15;
+    pub(super) const PROG_QUERY: i64 = 16;
     pub(super) const MAP_LOOKUP_BATCH: i64 = 24;
     pub(super) const LINK_CREATE: i64 = 28;
     pub(super) const LINK_UPDATE: i64 = 29;
@@ -365,6 +368,34 @@ pub fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: AttachType
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
+struct QueryAttr {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    pad: u32,
+}
+
+/// Does the kernel have TCX? Asks for the programs of loopback, which every network namespace has.
+///
+/// # Errors
+/// The kernel's: EPERM without CAP_NET_ADMIN.
+pub fn has_tcx() -> io::Result<bool> {
+    const LOOPBACK: u32 = 1;
+    let attach_type = AttachType::TcxIngress as u32;
+    // No room is given for ids: the kernel only counts.
+    let mut attr = QueryAttr { target: LOOPBACK, attach_type, ..QueryAttr::zeroed() };
+    match bpf(command::PROG_QUERY, &mut attr) {
+        Ok(_) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
 struct LinkUpdateAttr {
     link: u32,
     program: u32,
@@ -414,6 +445,111 @@ pub fn test_run(program: BorrowedFd<'_>, packet: &mut [u8]) -> io::Result<u32> {
     };
     bpf(command::PROG_TEST_RUN, &mut attr)?;
     Ok(attr.retval)
+}
+
+/// One instruction (RFC 9669), of those that probes consist of.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct Instruction {
+    code: u8,
+    /// Destination in the low half, source in the high one (little endian).
+    registers: u8,
+    offset: i16,
+    value: i32,
+}
+
+impl Instruction {
+    const FRAME: u8 = 10;
+    pub(super) const EXIT: Instruction = Instruction::new(0x95, 0, 0, 0, 0);
+
+    const fn new(code: u8, to: u8, from: u8, offset: i16, value: i32) -> Self {
+        let registers = if cfg!(target_endian = "little") { to | from << 4 } else { to << 4 | from };
+        Instruction { code, registers, offset, value }
+    }
+
+    /// A register to a number.
+    pub(super) const fn set(register: u8, value: i32) -> Self {
+        Instruction::new(0xb7, register, 0, 0, value)
+    }
+
+    pub(super) const fn call(helper: i32) -> Self {
+        Instruction::new(0x85, 0, 0, 0, helper)
+    }
+
+    /// A register to an address on the stack.
+    pub(super) const fn stack(register: u8, offset: i32) -> [Self; 2] {
+        [Instruction::new(0xbf, register, Self::FRAME, 0, 0), Instruction::new(0x07, register, 0, 0, offset)]
+    }
+
+    /// A register onto the stack, eight bytes.
+    pub(super) const fn store_word64(offset: i16, register: u8) -> Self {
+        Instruction::new(0x7b, Self::FRAME, register, offset, 0)
+    }
+
+    /// Zero onto the stack, four bytes.
+    pub(super) const fn store_zero32(offset: i16) -> Self {
+        Instruction::new(0x62, Self::FRAME, 0, offset, 0)
+    }
+
+    /// A register to a map: this takes two.
+    pub(super) fn map(register: u8, map: BorrowedFd<'_>) -> [Self; 2] {
+        const MAP_FD: u8 = 1;
+        [Instruction::new(0x18, register, MAP_FD, 0, map.as_raw_fd()), Instruction::new(0, 0, 0, 0, 0)]
+    }
+}
+
+/// The first fields of `BPF_PROG_LOAD`'s attribute.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct ProgramAttr {
+    kind: u32,
+    instructions: u32,
+    code: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    version: u32,
+    flags: u32,
+    name: [u8; 16],
+    ifindex: u32,
+    attach_type: u32,
+}
+
+/// Loads a program of a type and the attach type that it expects.
+///
+/// # Errors
+/// The kernel's: EINVAL if it does not know something of it, EACCES if the verifier refuses it.
+pub(super) fn program_load(kind: u32, attach_type: u32, code: &[Instruction]) -> io::Result<OwnedFd> {
+    let license = c"GPL";
+    // The pointers are good: both outlive the call, and the license ends in NUL.
+    let mut attr = ProgramAttr {
+        kind,
+        instructions: code.len() as u32,
+        code: code.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        attach_type,
+        ..ProgramAttr::zeroed()
+    };
+    bpf(command::PROG_LOAD, &mut attr).map(owned)
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct MapAttr {
+    kind: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+}
+
+/// Makes an array of one element of `size` bytes.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn array_create(size: u32) -> io::Result<OwnedFd> {
+    const ARRAY: u32 = 2;
+    bpf(command::MAP_CREATE, &mut MapAttr { kind: ARRAY, key: 4, value: size, entries: 1 }).map(owned)
 }
 
 /// The cookie by which the kernel tells network namespaces apart, of this thread's.

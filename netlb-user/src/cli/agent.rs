@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use crate::bpf::pins::{Capacities, KeptCapacity, Pins};
+use crate::bpf::probe::Features;
 use crate::config::{Config, Settings};
 use crate::delivery;
 use crate::devices::select::Wishes;
@@ -75,12 +76,14 @@ fn work(config: Config) -> anyhow::Result<()> {
     say_start(&config);
 
     let capacities = Capacities::new(config.max_services, config.max_backends, config.max_conntrack);
-    let (programs, kept) = Programs::load(&pins, &capacities, &config.cgroup, config.detached)?;
+    let (programs, kept) = Programs::load(&pins, &capacities, &config.cgroup, config.attach, config.detached)?;
     let (snat, reserved) = ports::take(config.node_ports, &config.run_dir);
-    let notes: Vec<String> = kept.iter().map(keeps).chain(reserved).collect();
+    let lacks = Features::of_kernel().notes();
+    let notes: Vec<String> = kept.iter().map(keeps).chain(reserved).chain(lacks).collect();
     for note in &notes {
         tracing::warn!("{note}");
     }
+    tracing::info!("programs get onto devices by {}", programs.method().name());
     let wishes = Wishes {
         pod_interfaces: config.pod_interfaces.clone(),
         uplinks: config.devices.clone(),

@@ -10,6 +10,7 @@ use clap::Args;
 
 use super::Paths;
 use super::output::print;
+use crate::bpf::attach::take_off_filters;
 use crate::bpf::pins::is_bpffs;
 use crate::observe::{names, status};
 use crate::runtime::lock::{DirLock, LockError};
@@ -32,7 +33,8 @@ pub(super) fn run(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
         if let Err(e @ LockError::Taken { .. }) = lock {
             return Err(e.into());
         }
-        // Links first: no program may look for a map that is gone.
+        // Programs first: none may look for a map that is gone.
+        removed.filters = take_off_filters().context("filters of clsact")?;
         remove(&root.join("links"), &mut removed.links)?;
         for version in versions(root)? {
             remove(&version, &mut removed.maps)?;
@@ -63,17 +65,19 @@ pub(super) fn run(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
 #[derive(Default)]
 struct Removed {
     links: usize,
+    filters: usize,
     maps: usize,
     files: usize,
 }
 
 impl Removed {
     fn text(&self, root: &Path) -> String {
-        if self.links + self.maps + self.files == 0 {
+        if self.links + self.filters + self.maps + self.files == 0 {
             return format!("Nothing of netlb under {}.\n", root.display());
         }
+        let filters = if self.filters > 0 { format!(", {} filters of clsact", self.filters) } else { String::new() };
         format!(
-            "Removed {} links (with their programs) and {} maps under {}, and {} files.\n",
+            "Removed {} links (with their programs){filters} and {} maps under {}, and {} files.\n",
             self.links,
             self.maps,
             root.display(),
@@ -142,10 +146,14 @@ mod tests {
     fn says_what_it_removed() {
         let root = Path::new("/sys/fs/bpf/netlb");
         assert_eq!(Removed::default().text(root), "Nothing of netlb under /sys/fs/bpf/netlb.\n");
-        let some = Removed { links: 10, maps: 13, files: 2 };
+        let some = Removed { links: 10, maps: 13, files: 2, ..Removed::default() };
         assert_eq!(
             some.text(root),
             "Removed 10 links (with their programs) and 13 maps under /sys/fs/bpf/netlb, and 2 files.\n"
+        );
+        assert_eq!(
+            Removed { filters: 4, ..some }.text(root),
+            "Removed 10 links (with their programs), 4 filters of clsact and 13 maps under /sys/fs/bpf/netlb, and 2 files.\n"
         );
     }
 }

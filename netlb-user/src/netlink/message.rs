@@ -7,7 +7,10 @@ const ATTRIBUTE_HEADER: usize = 4;
 
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
+const NLM_F_ECHO: u16 = 8;
 const NLM_F_DUMP: u16 = 0x300;
+const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_CREATE: u16 = 0x400;
 /// In an answer: the dump was disturbed by a change.
 const NLM_F_DUMP_INTR: u16 = 0x10;
 
@@ -41,11 +44,38 @@ impl Request {
     /// Adds an attribute.
     #[must_use]
     pub fn with(mut self, kind: u16, value: &[u8]) -> Self {
-        let len = (ATTRIBUTE_HEADER + value.len()) as u16;
-        self.bytes.extend_from_slice(&len.to_ne_bytes());
-        self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes.extend_from_slice(value);
-        self.bytes.resize(align(self.bytes.len()), 0);
+        push(&mut self.bytes, kind, value);
+        self
+    }
+
+    /// Adds an attribute that consists of others.
+    #[must_use]
+    pub fn with_all(self, kind: u16, values: &[(u16, &[u8])]) -> Self {
+        let mut nested = Vec::new();
+        for (kind, value) in values {
+            push(&mut nested, *kind, value);
+        }
+        self.with(kind, &nested)
+    }
+
+    /// Asks for the answer here too, of what the kernel otherwise tells the listeners of a group only.
+    #[must_use]
+    pub fn echoed(mut self) -> Self {
+        self.flags |= NLM_F_ECHO;
+        self
+    }
+
+    /// Asks to make the object if it is not there; one that is there is changed.
+    #[must_use]
+    pub fn creating(mut self) -> Self {
+        self.flags |= NLM_F_CREATE;
+        self
+    }
+
+    /// Asks to make the object, and to leave one that is there alone (EEXIST).
+    #[must_use]
+    pub fn creating_new(mut self) -> Self {
+        self.flags |= NLM_F_CREATE | NLM_F_EXCL;
         self
     }
 
@@ -66,6 +96,14 @@ impl Request {
         self.bytes[8..12].copy_from_slice(&sequence.to_ne_bytes());
         self.bytes
     }
+}
+
+fn push(bytes: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let len = (ATTRIBUTE_HEADER + value.len()) as u16;
+    bytes.extend_from_slice(&len.to_ne_bytes());
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(value);
+    bytes.resize(align(bytes.len()), 0);
 }
 
 /// One message of a datagram.

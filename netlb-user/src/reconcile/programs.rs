@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use netlb_common::config::Config;
 use netlb_common::maps::{name, program};
 
-use crate::bpf::attach::{Attach, Hook, Links, Outcome, SocketHook};
+use crate::bpf::attach::{Attach, Attachments, Hook, Method, Outcome, SocketHook};
 use crate::bpf::clock::JiffiesClock;
 use crate::bpf::loader::{self, LoadError, Loaded};
 use crate::bpf::pins::{Capacities, KeptCapacity, Pins};
@@ -40,7 +40,7 @@ const SLICE: Duration = Duration::from_millis(30);
 /// Loaded programs and the hooks they are on.
 pub struct Programs {
     loaded: Loaded,
-    links: Links,
+    attachments: Attachments,
     clock: Option<JiffiesClock>,
     /// Nothing shall be attached.
     detached: bool,
@@ -68,11 +68,13 @@ impl Programs {
         pins: &Pins,
         capacities: &Capacities,
         cgroup: &std::path::Path,
+        method: Option<Method>,
         detached: bool,
     ) -> Result<(Self, Vec<KeptCapacity>), LoadError> {
         let (mut loaded, kept) = loader::load(pins, capacities)?;
-        let links = Links::new(pins.clone(), Some(cgroup.to_owned()));
-        let attached_before = links.hooks().is_ok_and(|hooks| !hooks.is_empty());
+        let mut attachments =
+            Attachments::open(pins.clone(), Some(cgroup.to_owned()), method).map_err(LoadError::Attachments)?;
+        let attached_before = attachments.hooks().is_ok_and(|hooks| !hooks.is_empty());
         let hz = known_hz(pins);
         let clock: Result<JiffiesClock, String> = loaded
             .program(program::CLOCK)
@@ -94,7 +96,7 @@ impl Programs {
         }
         let programs = Programs {
             loaded,
-            links,
+            attachments,
             clock,
             detached,
             failure,
@@ -110,6 +112,11 @@ impl Programs {
     /// The kernel's jiffies; `None` if its program did not load.
     pub fn clock(&self) -> Option<&JiffiesClock> {
         self.clock.as_ref()
+    }
+
+    /// How devices get their programs.
+    pub fn method(&self) -> Method {
+        self.attachments.method()
     }
 
     /// Why this agent's programs are not attached.
@@ -215,15 +222,15 @@ impl Programs {
 
     fn ensure(&mut self, hook: Hook) -> Result<Outcome, String> {
         let program = self.loaded.program(hook.program()).map_err(|e| e.to_string())?;
-        self.links.ensure(hook, program).map_err(|e| e.to_string())
+        self.attachments.ensure(hook, program).map_err(|e| e.to_string())
     }
 
     fn remove_others(&mut self, wanted: &BTreeSet<Hook>) {
         self.errors.retain(|hook, _| wanted.contains(hook));
         self.on.retain(|hook| wanted.contains(hook));
-        for hook in self.links.hooks().unwrap_or_default() {
+        for hook in self.attachments.hooks().unwrap_or_default() {
             if !wanted.contains(&hook)
-                && let Err(e) = self.links.remove(hook)
+                && let Err(e) = self.attachments.remove(hook)
             {
                 tracing::warn!("{e}");
             }

@@ -7,8 +7,8 @@ const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_BPF: u32 = 39;
 
-/// TCX came with this kernel.
-const OLDEST_KERNEL: (u32, u32) = (6, 6);
+/// `bpf_redirect_peer` and `bpf_redirect_neigh` came with this kernel.
+const OLDEST_KERNEL: (u32, u32) = (5, 10);
 
 /// Why netlb cannot run here, all reasons at once; empty when it can. The bpf file system and the cgroup are checked where they are used.
 pub fn problems() -> Vec<String> {
@@ -18,7 +18,7 @@ pub fn problems() -> Vec<String> {
     }
     match kernel_version() {
         Some(version) if version < OLDEST_KERNEL => problems.push(format!(
-            "kernel {}.{} has no TCX, the hook netlb attaches to: use kernel {}.{} or newer (older ones, through clsact, come later)",
+            "kernel {}.{} cannot redirect packets into a pod (bpf_redirect_peer) nor to a neighbour (bpf_redirect_neigh): use kernel {}.{} or newer",
             version.0, version.1, OLDEST_KERNEL.0, OLDEST_KERNEL.1
         )),
         Some(_) => {}

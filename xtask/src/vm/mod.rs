@@ -74,14 +74,15 @@ struct Job {
     filters: &'static [&'static str],
 }
 
-/// Every program, all packet cases, and real connections in each style of pod network through the agent.
-const JOBS: [Job; 3] = [
+/// Every program, all packet cases, real connections in each style of pod network through the agent, and how it attaches without TCX.
+const JOBS: [Job; 4] = [
     Job { tier: "load", filters: &[] },
     Job { tier: "kernel", filters: &[] },
     Job {
         tier: "net",
         filters: &["every port of every Service answers a pod", "the same from the node itself", "beyond the node"],
     },
+    Job { tier: "restart", filters: &["clsact: "] },
 ];
 
 /// The tiers that run in the machine.

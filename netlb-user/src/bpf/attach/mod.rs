@@ -1,29 +1,32 @@
 //! Programs onto hooks, so that they outlive the agent and are replaced between two packets.
 //!
-//! [`Attach`] is the one interface; [`Links`] serves it with pinned BPF links (TCX from kernel 6.6, cgroup hooks). Kernels without TCX will be
-//! served by clsact filters behind the same interface.
+//! [`Attach`] is the one interface. Devices: TCX links from kernel 6.6 on ([`links`]), before that filters of clsact ([`clsact`]). Socket calls:
+//! cgroup links. [`Attachments`] puts the right ones together.
 
-use std::fs;
+mod chosen;
+mod clsact;
+mod links;
+
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::os::fd::BorrowedFd;
 
 use netlb_common::maps::program;
 
-use super::pins::Pins;
-use super::sys::{self, AttachType, ObjectKind};
+use super::sys::AttachType;
+
+pub use chosen::{Attachments, Method};
+pub use links::Links;
 
 /// A place where one of netlb's programs runs.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Hook {
-    /// TCX ingress of the host side of a pod's veth: what the pod sends.
+    /// Ingress of the host side of a pod's veth: what the pod sends.
     FromPod { ifindex: u32 },
-    /// TCX egress of the host side of a pod's veth: what the pod is sent.
+    /// Egress of the host side of a pod's veth: what the pod is sent.
     ToPod { ifindex: u32 },
-    /// TCX ingress of an uplink: what comes from outside.
+    /// Ingress of an uplink: what comes from outside.
     FromOutside { ifindex: u32 },
-    /// TCX egress of an uplink: what leaves.
+    /// Egress of an uplink: what leaves.
     ToOutside { ifindex: u32 },
     /// A socket call in the agent's cgroup.
     Socket(SocketHook),
@@ -75,7 +78,7 @@ impl Hook {
         }
     }
 
-    fn attach_type(self) -> AttachType {
+    pub(super) fn attach_type(self) -> AttachType {
         match self {
             Hook::FromPod { .. } | Hook::FromOutside { .. } => AttachType::TcxIngress,
             Hook::ToPod { .. } | Hook::ToOutside { .. } => AttachType::TcxEgress,
@@ -116,9 +119,12 @@ impl Hook {
         }
         let (program, ifindex) = name.rsplit_once('-')?;
         let ifindex = ifindex.parse().ok()?;
+        Hook::of_device(ifindex).into_iter().find(|hook| hook.program() == program)
+    }
+
+    /// The hooks that a device can have.
+    pub fn of_device(ifindex: u32) -> [Hook; 4] {
         [Hook::FromPod { ifindex }, Hook::ToPod { ifindex }, Hook::FromOutside { ifindex }, Hook::ToOutside { ifindex }]
-            .into_iter()
-            .find(|hook| hook.program() == program)
     }
 }
 
@@ -145,6 +151,12 @@ pub struct AttachError {
     remedy: &'static str,
 }
 
+impl AttachError {
+    fn new(hook: Hook, what: &'static str, cause: io::Error) -> Self {
+        AttachError { hook: hook.pin_name(), what, remedy: remedy(&cause), cause }
+    }
+}
+
 /// Attaches programs so that they stay without the agent.
 pub trait Attach {
     /// Makes `program` run on `hook`, in front of other people's programs, without a packet in between that meets neither the old one nor the
@@ -157,116 +169,27 @@ pub trait Attach {
     /// Takes netlb's program off the hook; false if there was none.
     ///
     /// # Errors
-    /// If the pin cannot be removed.
+    /// If the kernel refuses.
     fn remove(&mut self, hook: Hook) -> Result<bool, AttachError>;
 
-    /// Every hook netlb's programs are on, as far as pins tell, sorted.
+    /// Every hook netlb's programs are on, those of other versions and of agents before this one too, sorted.
     ///
     /// # Errors
-    /// If the pins cannot be read.
-    fn hooks(&self) -> io::Result<Vec<Hook>>;
+    /// If the kernel cannot be asked.
+    fn hooks(&mut self) -> io::Result<Vec<Hook>>;
 }
 
-/// [`Attach`] by pinned links.
-pub struct Links {
-    pins: Pins,
-    /// Directory of the cgroup whose sockets are translated.
-    cgroup: Option<PathBuf>,
-}
-
-impl Links {
-    pub fn new(pins: Pins, cgroup: Option<PathBuf>) -> Self {
-        Links { pins, cgroup }
+/// Takes every filter of netlb off the devices of the calling thread's network namespace, and says how many there were. (Links go with their pins.)
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn take_off_filters() -> io::Result<usize> {
+    let mut filters = clsact::Filters::open()?;
+    let hooks = filters.hooks()?;
+    for hook in &hooks {
+        filters.remove(*hook).map_err(io::Error::other)?;
     }
-
-    fn pin(&self, hook: Hook) -> PathBuf {
-        self.pins.links_dir().join(hook.pin_name())
-    }
-
-    /// Puts `program` into the link pinned at `pin`, if that is alive and of this very target.
-    fn reuse(&self, pin: &Path, hook: Hook, program: BorrowedFd<'_>) -> io::Result<Option<Outcome>> {
-        let link = match sys::obj_get(pin) {
-            Ok(link) => link,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(e),
-        };
-        if sys::kind(link.as_fd())? != ObjectKind::Link {
-            return Ok(None);
-        }
-        let info = sys::link_info(link.as_fd())?;
-        if !self.is_target(hook, info.target)? {
-            return Ok(None);
-        }
-        if sys::program_info(program)?.id == info.program {
-            return Ok(Some(Outcome::Kept));
-        }
-        match sys::link_update(link.as_fd(), program) {
-            Ok(()) => Ok(Some(Outcome::Replaced)),
-            Err(e) if target_gone(&e) => Ok(None),
-            Err(e) => Err(e),
-        }
-    }
-
-    /// Does a link's target (see [`sys::LinkInfo::target`]) belong to this hook? A dead link's is 0, and belongs to none.
-    fn is_target(&self, hook: Hook, target: u64) -> io::Result<bool> {
-        match hook.device() {
-            Some(ifindex) => Ok(target as u32 == ifindex),
-            None => Ok(fs::metadata(self.cgroup()?)?.ino() == target),
-        }
-    }
-
-    fn cgroup(&self) -> io::Result<&Path> {
-        self.cgroup.as_deref().ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no cgroup was given"))
-    }
-
-    fn create(&self, pin: &Path, hook: Hook, program: BorrowedFd<'_>) -> io::Result<Outcome> {
-        let link = match hook.device() {
-            Some(ifindex) => sys::link_create(program, ifindex, hook.attach_type(), sys::FIRST),
-            None => {
-                let cgroup = fs::File::open(self.cgroup()?)?;
-                // A cgroup link always stands beside others (flags 0; BPF_F_ALLOW_MULTI is refused).
-                sys::link_create(program, cgroup.as_raw_fd() as u32, hook.attach_type(), 0)
-            }
-        };
-        let link = match link {
-            Ok(link) => link,
-            Err(e) if target_gone(&e) => return Ok(Outcome::Gone),
-            Err(e) => return Err(e),
-        };
-        // Our program runs beside the old link's for a moment (programs are idempotent), never none.
-        remove_file(pin)?;
-        sys::obj_pin(link.as_fd(), pin)?;
-        Ok(Outcome::Created)
-    }
-}
-
-impl Attach for Links {
-    fn ensure(&mut self, hook: Hook, program: BorrowedFd<'_>) -> Result<Outcome, AttachError> {
-        let pin = self.pin(hook);
-        let refused =
-            |what, cause: io::Error| AttachError { hook: hook.pin_name(), what, remedy: remedy(&cause), cause };
-        match self.reuse(&pin, hook, program) {
-            Ok(Some(outcome)) => Ok(outcome),
-            Ok(None) => self.create(&pin, hook, program).map_err(|e| refused("attaching", e)),
-            Err(e) => Err(refused("replacing the program in the pinned link", e)),
-        }
-    }
-
-    fn remove(&mut self, hook: Hook) -> Result<bool, AttachError> {
-        remove_file(&self.pin(hook)).map_err(|cause| AttachError {
-            hook: hook.pin_name(),
-            what: "removing the link's pin",
-            remedy: remedy(&cause),
-            cause,
-        })
-    }
-
-    fn hooks(&self) -> io::Result<Vec<Hook>> {
-        let mut hooks: Vec<Hook> =
-            self.pins.link_names()?.iter().filter_map(|name| Hook::from_pin_name(name)).collect();
-        hooks.sort();
-        Ok(hooks)
-    }
+    Ok(hooks.len())
 }
 
 /// ENODEV and ENOLINK: the device or cgroup went away between two calls.
@@ -277,18 +200,12 @@ fn target_gone(e: &io::Error) -> bool {
 fn remedy(e: &io::Error) -> &'static str {
     match e.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => "run netlb as root, with CAP_BPF and CAP_NET_ADMIN",
-        Some(libc::EINVAL) => "TCX needs kernel 6.6 or newer",
+        Some(libc::EOPNOTSUPP) => {
+            "the kernel lacks clsact or its bpf filters: load or build in sch_ingress and cls_bpf"
+        }
         Some(libc::ENOENT) => "check --cgroup and --pin-path",
         Some(libc::ENOMEM) => "free memory; netlb tries again",
         _ => "netlb tries again",
-    }
-}
-
-fn remove_file(path: &Path) -> io::Result<bool> {
-    match fs::remove_file(path) {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(e),
     }
 }
 
