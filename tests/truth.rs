@@ -1,7 +1,7 @@
 //! kube-proxy's truth tables of packet flows, against the loaded programs and real sockets: with kube-proxy's settings every row holds, with
 //! netlb's defaults at most the masquerade towards backends on this node differs.
 //!
-//! `NETLB_TRUTH_DIR` names another folder of documents.
+//! `truth/rules` holds rows of our own in the same form. `NETLB_TRUTH_DIR` names another folder of documents.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -22,10 +22,14 @@ use netlb_tests::truth::{Tally, check};
 const ACTOR: &str = env!("CARGO_BIN_EXE_netlb-actor");
 
 fn main() -> ExitCode {
-    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("truth/flows");
-    let folder = std::env::var_os("NETLB_TRUTH_DIR").map_or(own, PathBuf::from);
-    let documents = match load(&folder) {
-        Ok(documents) => documents,
+    let folders = match std::env::var_os("NETLB_TRUTH_DIR") {
+        Some(folder) => vec![PathBuf::from(folder)],
+        None => ["flows", "rules"].map(|name| Path::new(env!("CARGO_MANIFEST_DIR")).join("truth").join(name)).into(),
+    };
+    let loaded: Result<Vec<(String, Vec<Document>)>> =
+        folders.iter().map(|folder| Ok((table(folder), load(folder)?))).collect();
+    let tables = match loaded {
+        Ok(tables) => tables,
         Err(error) => {
             eprintln!("{error:#}");
             return ExitCode::FAILURE;
@@ -33,40 +37,53 @@ fn main() -> ExitCode {
     };
     let run = RefCell::new(Run::default());
     let mut trials = Vec::new();
-    for variant in Variant::ALL {
-        for document in documents.iter().filter_map(|document| variant.of(document)).map(Rc::new) {
-            for setting in Setting::ALL {
-                let (run, document) = (&run, Rc::clone(&document));
-                let name = format!("{}, {}: {}", document.name, variant.name(), setting.name());
-                trials.push(Trial::new(name, move || {
-                    run.borrow_mut().check(&document, setting, variant).map_err(|error| format!("{error:#}"))
-                }));
+    for (table, documents) in &tables {
+        for variant in Variant::ALL {
+            for document in documents.iter().filter_map(|document| variant.of(document)).map(Rc::new) {
+                for setting in Setting::ALL {
+                    let (run, document) = (&run, Rc::clone(&document));
+                    let name = format!("{table}/{}, {}: {}", document.name, variant.name(), setting.name());
+                    let key = (table.as_str(), variant, setting);
+                    trials.push(Trial::new(name, move || {
+                        run.borrow_mut().check(&document, key).map_err(|error| format!("{error:#}"))
+                    }));
+                }
             }
         }
     }
     let code = harness::run(need(&[Need::Root]), trials);
-    for variant in Variant::ALL {
-        for setting in Setting::ALL {
-            if let Some(tally) = run.borrow().tallies.get(&(variant, setting)) {
-                println!("{}, {}: {tally}", setting.name(), variant.name());
+    for (table, _) in &tables {
+        for variant in Variant::ALL {
+            for setting in Setting::ALL {
+                if let Some(tally) = run.borrow().tallies.get(&(table.as_str(), variant, setting)) {
+                    println!("{table}, {}, {}: {tally}", setting.name(), variant.name());
+                }
             }
         }
     }
     code
 }
 
+/// What a folder of documents is called.
+fn table(folder: &Path) -> String {
+    folder.file_name().unwrap_or(folder.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// A table, and how it is tried.
+type Key<'a> = (&'a str, Variant, Setting);
+
 /// What the trials share.
 #[derive(Default)]
-struct Run {
+struct Run<'a> {
     machine: Option<Machine>,
     /// Of the document that was tried last.
     site: Option<(Rc<Document>, Site)>,
-    tallies: BTreeMap<(Variant, Setting), Tally>,
+    tallies: BTreeMap<Key<'a>, Tally>,
 }
 
-impl Run {
+impl<'a> Run<'a> {
     /// Tries a document; what is missing for it is made first.
-    fn check(&mut self, document: &Rc<Document>, setting: Setting, variant: Variant) -> Result<()> {
+    fn check(&mut self, document: &Rc<Document>, key: Key<'a>) -> Result<()> {
         let machine = match &mut self.machine {
             Some(machine) => machine,
             None => self.machine.insert(Machine::start()?),
@@ -76,8 +93,8 @@ impl Run {
             Some(site) => site,
             None => self.site.insert((Rc::clone(document), Site::new(document, &machine.cgroup)?)),
         };
-        let (tally, result) = check(machine, site, document, setting, Path::new(ACTOR));
-        self.tallies.entry((variant, setting)).or_default().add(&tally);
+        let (tally, result) = check(machine, site, document, key.2, Path::new(ACTOR));
+        self.tallies.entry(key).or_default().add(&tally);
         result
     }
 }

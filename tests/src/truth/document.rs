@@ -258,3 +258,16 @@ impl Step {
 fn list(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_row_of_kube_proxys_is_lost() {
+        let documents = load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("truth/flows")).expect("good documents");
+        let steps: usize = documents.iter().map(|document| document.steps.len()).sum();
+        let rows: usize = documents.iter().map(|document| document.packets().count()).sum();
+        assert_eq!((documents.len(), steps, rows), (25, 41, 207));
+    }
+}
