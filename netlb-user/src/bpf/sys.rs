@@ -558,7 +558,7 @@ pub(super) fn array_create(size: u32) -> io::Result<OwnedFd> {
 /// The kernel's: ENOPROTOOPT before 5.14.
 pub fn netns_cookie() -> io::Result<u64> {
     const SO_NETNS_COOKIE: i32 = 71;
-    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
     let mut cookie = 0u64;
     let mut len = size_of::<u64>() as libc::socklen_t;
     // SAFETY: `cookie` and `len` are live and of the sizes said.

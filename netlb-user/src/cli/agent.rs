@@ -88,6 +88,7 @@ fn work(config: Config) -> anyhow::Result<()> {
         pod_interfaces: config.pod_interfaces.clone(),
         uplinks: config.devices.clone(),
         detector: config.detector.clone(),
+        cookies: config.socket_accel,
     };
     let source = config.source.clone();
     let opened = events.clone();

@@ -7,10 +7,12 @@
 //! - [`uplinks`]: which of the others are uplinks, and why.
 //! - [`node_addresses`]: which of the node's addresses serve NodePorts.
 //! - [`detector`]: whose packets count as a pod's.
+//! - [`namespaces`]: the cookies of pods' network namespaces.
 //! - [`scan`]: asks the kernel and puts it together: addresses by the pod's namespace, else by host routes, else by FDB and neighbours.
 //! - [`watch`]: a thread that follows changes.
 
 pub mod detector;
+pub mod namespaces;
 pub mod node_addresses;
 pub mod parse;
 pub mod scan;
@@ -20,7 +22,7 @@ pub mod watch;
 
 use std::collections::BTreeMap;
 
-use crate::model::PodDevice;
+use crate::model::{PodAddresses, PodDevice};
 use parse::Address;
 use uplinks::Judged;
 
@@ -67,4 +69,6 @@ pub struct Picture {
     pub others: BTreeMap<u32, Judged>,
     /// Addresses of the node's devices, in the kernel's order.
     pub addresses: Vec<Address>,
+    /// The pods by the cookie of their network namespace, if that was asked for.
+    pub clients: BTreeMap<u64, PodAddresses>,
 }

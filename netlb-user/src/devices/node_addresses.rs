@@ -3,7 +3,7 @@
 //! As in kube-proxy's nftables mode: nothing named means `primary`; a list of ranges that names only one family leaves the other one open;
 //! loopback is served only by `localhost`. Link-local addresses are served only by a range of such.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Picture;
@@ -141,12 +141,14 @@ pub fn host_state(picture: &Picture, wish: &NodePortAddresses, primary: PodAddre
     HostState {
         node_port_addresses: wish.served(&own(picture), primary),
         uplinks: uplinks::uplinks(&picture.others).map(|(ifindex, uplink)| (ifindex, uplink.clone())).collect(),
-        clients: BTreeMap::new(),
+        clients: picture.clients.clone(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::super::parse::Address;
     use super::*;
 

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use super::parse::{self, Link, Neighbour, Route};
 use super::select::{self, Wishes, is_pod_address};
-use super::{Devices, Found, How, Picture, uplinks};
-use crate::model::PodDevice;
+use super::{Devices, Found, How, Picture, namespaces, uplinks};
+use crate::model::{PodAddresses, PodDevice};
 use crate::netlink::{Netlink, Request, retry};
 
 const RTM_GETLINK: u16 = 18;
@@ -44,6 +44,7 @@ pub fn scan(netlink: &mut Netlink, wishes: &Wishes) -> io::Result<Picture> {
         links.iter().filter(|l| l.kind == "bridge").map(|l| (l.ifindex, l.name.as_str())).collect();
     let mut learnt = None;
     let mut pods = Devices::new();
+    let mut inhabitants: BTreeMap<i32, PodAddresses> = BTreeMap::new();
     for link in select::pods(&links, &addresses, &routes, wishes) {
         let inside = inside(netlink, link).unwrap_or_default();
         let bridge_name = bridges.get(&link.master).copied();
@@ -58,6 +59,15 @@ pub fn scan(netlink: &mut Netlink, wishes: &Wishes) -> io::Result<Picture> {
             (How::Namespace, inside.addrs, inside.mac)
         };
         let (how, addrs, pod_mac) = found;
+        // Only what the pod itself lists is sure to be what its sockets send from.
+        if how == How::Namespace
+            && let Some(id) = link.peer_namespace
+        {
+            inhabitants.entry(id).or_insert_with(|| PodAddresses {
+                v4: addrs.iter().copied().find(IpAddr::is_ipv4),
+                v6: addrs.iter().copied().find(IpAddr::is_ipv6),
+            });
+        }
         let device = PodDevice {
             ifindex: link.ifindex,
             name: link.name.clone(),
@@ -71,7 +81,13 @@ pub fn scan(netlink: &mut Netlink, wishes: &Wishes) -> io::Result<Picture> {
         pods.insert(link.ifindex, Found { device, how });
     }
     let others = uplinks::judge(&links, &addresses, &routes, &pods.keys().copied().collect(), wishes);
-    Ok(Picture { pods, others, addresses })
+    let clients = if wishes.cookies {
+        let cookies = namespaces::cookies(netlink, &inhabitants.keys().copied().collect());
+        cookies.into_iter().map(|(id, cookie)| (cookie, inhabitants[&id])).collect()
+    } else {
+        BTreeMap::new()
+    };
+    Ok(Picture { pods, others, addresses, clients })
 }
 
 /// What a pod's namespace says of its end of the veth.

@@ -19,6 +19,8 @@ pub struct Wishes {
     pub uplinks: Vec<String>,
     /// Which devices mark what comes from them as a pod's.
     pub detector: Detector,
+    /// Find out the cookies of pods' network namespaces.
+    pub cookies: bool,
 }
 
 impl Wishes {
@@ -126,7 +128,7 @@ mod tests {
         let say = |pods: &[&str], uplinks: &[&str]| Wishes {
             pod_interfaces: pods.iter().map(|s| (*s).to_owned()).collect(),
             uplinks: uplinks.iter().map(|s| (*s).to_owned()).collect(),
-            detector: Detector::Known,
+            ..Wishes::default()
         };
         assert_eq!(names(&world(), &[], &[], &say(&["cali*"], &[])), ["calib"]);
         assert_eq!(names(&world(), &[], &[], &say(&[], &["eth*"])), ["vetha", "calib"]);
