@@ -16,10 +16,11 @@
 //! - [`http`]: a question and its answer, letter by letter.
 //! - [`capture`]: frames as they arrive, checksums recomputed.
 //! - [`kernel_objects`]: programs, links and maps as the kernel lists them.
-//! - [`traffic`]: the table of cases.
+//! - [`traffic`], [`arrivals`]: the tables of cases.
 //!
 //! - [`truth`]: kube-proxy's tables of packet flows, through the loaded programs and real sockets.
 
+pub mod arrivals;
 pub mod bulk;
 pub mod capture;
 pub mod case;

@@ -93,7 +93,7 @@ impl Rig {
     /// # Errors
     /// As [`Rig::start`].
     pub fn start_with(style: Style, actor: &'static str, yaml: &str, arguments: &[&str]) -> Result<Self> {
-        Self::start_all(style, actor, yaml, &[], arguments)
+        Self::start_all(style, 1, actor, yaml, &[], arguments)
     }
 
     /// As [`Rig::start`], with more files in the source, by name, that are there before the agent first reads it.
@@ -101,11 +101,20 @@ impl Rig {
     /// # Errors
     /// As [`Rig::start`].
     pub fn start_beside(style: Style, actor: &'static str, yaml: &str, files: &[(&str, String)]) -> Result<Self> {
-        Self::start_all(style, actor, yaml, files, &[])
+        Self::start_all(style, 1, actor, yaml, files, &[])
+    }
+
+    /// As [`Rig::start`], with an agent on each of several nodes; [`Rig::agent`] is the first one's.
+    ///
+    /// # Errors
+    /// As [`Rig::start`].
+    pub fn start_nodes(style: Style, nodes: u8, actor: &'static str, yaml: &str) -> Result<Self> {
+        Self::start_all(style, nodes, actor, yaml, &[], &[])
     }
 
     fn start_all(
         style: Style,
+        nodes: u8,
         actor: &'static str,
         yaml: &str,
         files: &[(&str, String)],
@@ -114,6 +123,7 @@ impl Rig {
         let actor = Path::new(actor);
         let node = TestNode::builder()
             .pod_network(style.pods)
+            .nodes(nodes)
             .bridge_netfilter(style.bridge_netfilter)
             .tx_checksum(style.tx_checksum)
             .helper(Helper::binary(actor.to_owned()))
@@ -128,7 +138,7 @@ impl Rig {
             extra: arguments.iter().map(|word| (*word).to_owned()).collect(),
             ..AgentOptions::default()
         };
-        let agent = node.start_agent(1, options)?;
+        let agent = node.start_agents(&options)?.into_iter().next().context("no node")?;
         let rig = Self { taps: Mutex::new(None), agent, node, style, actor };
         rig.settle()?;
         Ok(rig)
@@ -162,22 +172,27 @@ impl Rig {
         self.tap_pods()
     }
 
-    /// Waits until the agent has found every pod's device and addresses: it follows devices beside the source.
+    /// Waits until the agents have found every pod's device and addresses, and their uplinks: they follow devices beside the source.
     fn wait_devices(&self) -> Result<()> {
-        let wanted: BTreeSet<IpAddr> = self
-            .node
-            .pods()
-            .iter()
-            .filter(|pod| pod.device().is_some() && pod.is_alive().unwrap_or(false))
-            .flat_map(|pod| pod.addresses().both())
-            .collect();
-        self.eventually("the agent knows every pod's device", || {
-            let status = self.agent.status()?.unwrap_or_default();
-            let known: BTreeSet<IpAddr> = device_addresses(&status).collect();
-            let missing: Vec<_> = wanted.difference(&known).collect();
-            ensure!(missing.is_empty(), "it lacks {missing:?}");
-            Ok(())
-        })
+        for (node, agent) in self.node.nodes().iter().zip(self.node.agents()) {
+            let wanted: BTreeSet<IpAddr> = self
+                .node
+                .pods()
+                .iter()
+                .filter(|pod| pod.node().number == node.number)
+                .filter(|pod| pod.device().is_some() && pod.is_alive().unwrap_or(false))
+                .flat_map(|pod| pod.addresses().both())
+                .collect();
+            self.eventually("the agent knows every pod's device", || {
+                let status = agent.status()?.unwrap_or_default();
+                let known: BTreeSet<IpAddr> = device_addresses(&status).collect();
+                let missing: Vec<_> = wanted.difference(&known).collect();
+                ensure!(missing.is_empty(), "it lacks {missing:?}");
+                ensure!(has_uplink(&status), "it has no program on an uplink");
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     /// Tries until `check` succeeds, for as long as a healthy agent could need.
@@ -363,6 +378,12 @@ fn services() -> Result<Services> {
     let networks: Vec<IpNet> =
         [address::SERVICES_V4, address::SERVICES_V6].iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
     Ok(Arc::new(move |address| networks.iter().any(|network| network.contains(&address))))
+}
+
+/// Whether programs are on an uplink.
+fn has_uplink(status: &Value) -> bool {
+    let mut uplinks = status.get("uplinks").and_then(Value::as_array).into_iter().flatten();
+    uplinks.any(|uplink| uplink.get("attached") == Some(&Value::Bool(true)))
 }
 
 /// The addresses of pods whose devices the agent knows.

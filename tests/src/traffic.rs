@@ -5,7 +5,7 @@
 
 mod changes;
 mod flows;
-mod path;
+pub(crate) mod path;
 mod refusals;
 mod services;
 

@@ -17,7 +17,7 @@ pub(crate) struct ExecArgs {
     /// Which run, if several live; the newest if not said
     #[arg(long)]
     run: Option<String>,
-    /// A pod's name, or its Deployment's; `namespace/name` outside of `default`
+    /// A pod's name, or its Deployment's; `namespace/name` outside of `default`; or a host beyond the nodes, `outside` or `far`
     pod: String,
     /// The program and its arguments
     #[arg(last = true, required = true)]
@@ -57,12 +57,15 @@ pub(crate) struct KillArgs {
     pod: String,
 }
 
-/// Becomes the program, inside the pod.
+/// Becomes the program, inside the pod or on the host outside.
 pub(crate) fn exec(args: &ExecArgs) -> Result<ExitCode> {
     sudo::become_root(false)?;
     let (_, run) = find(args.run.as_deref())?;
     let folder = std::env::current_dir().ok();
-    enter::enter_pod(enter::find_pod(&run, &args.pod)?)?;
+    match (enter::find_pod(&run, &args.pod), run.hosts.iter().find(|host| host.name == args.pod)) {
+        (Err(_), Some(host)) => enter::enter_host(host)?,
+        (pod, _) => enter::enter_pod(pod?)?,
+    }
     let (program, arguments) = args.command.split_first().context("no program is given")?;
     replace(Command::new(program).args(arguments), folder)
 }

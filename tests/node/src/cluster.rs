@@ -228,7 +228,9 @@ impl Cluster {
         for (owner, object) in workloads {
             let slots = self.slots(&owner, &object).map_err(|error| format!("{owner}: {error}"))?;
             wanted_owners.insert(owner.clone());
-            self.fit(&owner, slots, &mut plan).map_err(|error| format!("{owner}: {error}"))?;
+            let surge = object.pointer("/spec/strategy/rollingUpdate/maxSurge").and_then(Value::as_u64);
+            let surge = surge.map_or(usize::MAX, |pods| usize::try_from(pods).unwrap_or(usize::MAX).max(1));
+            self.fit(&owner, slots, surge, &mut plan).map_err(|error| format!("{owner}: {error}"))?;
         }
         for (key, pod) in &self.pods {
             if !wanted_owners.contains(&pod.owner) && pod.state != PodState::Terminating {
@@ -258,8 +260,9 @@ impl Cluster {
         })
     }
 
-    /// Gives each slot a pod that is there, or a new one; what remains of the owner's pods is stopped.
-    fn fit(&mut self, owner: &ObjectKey, slots: Vec<Slot>, plan: &mut Plan) -> Result<(), String> {
+    /// Gives each slot a pod that is there, or a new one; what remains of the owner's pods is stopped. At most `surge` pods are
+    /// replaced at once: for the other slots pods that are out of date stay until the next plan.
+    fn fit(&mut self, owner: &ObjectKey, slots: Vec<Slot>, surge: usize, plan: &mut Plan) -> Result<(), String> {
         let mut free: Vec<(PodKey, u64)> = self
             .pods
             .iter()
@@ -285,7 +288,12 @@ impl Cluster {
                 None => missing.push(slot),
             }
         }
-        plan.stop.extend(free.into_iter().map(|(key, _)| key));
+        let is_dead = |key: &PodKey| self.pods.get(key).is_some_and(|pod| pod.state == PodState::Dead);
+        let (dead, old): (Vec<PodKey>, Vec<PodKey>) = free.into_iter().map(|(key, _)| key).partition(is_dead);
+        let kept = missing.len().saturating_sub(surge.max(missing.len().saturating_sub(old.len()))).min(old.len());
+        missing.truncate(missing.len() - kept);
+        plan.stop.extend(dead);
+        plan.stop.extend(old.iter().take(old.len() - kept).cloned());
         for slot in missing {
             // A name that is in use must be given up first; the next plan makes its successor.
             let taken = |name: &String| {

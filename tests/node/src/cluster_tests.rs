@@ -62,6 +62,30 @@ fn scaling_down_stops_the_youngest() {
 }
 
 #[test]
+fn a_rolling_update_replaces_no_more_pods_at_once_than_it_may() {
+    let mut cluster = Cluster::new(1);
+    let deployment = |version: u8| {
+        format!(
+            "{{kind: Deployment, metadata: {{name: d}}, spec: {{replicas: 3, strategy: {{rollingUpdate: {{maxSurge: 2}}}}, \
+               template: {{metadata: {{labels: {{version: v{version}}}}}}}}}}}"
+        )
+    };
+    put(&mut cluster, &deployment(1));
+    let first = cluster.plan().unwrap();
+    assert_eq!((first.start.len(), first.stop.len()), (3, 0));
+    put(&mut cluster, &deployment(2));
+    for (started, stopped) in [(2, 2), (1, 1), (0, 0)] {
+        let plan = cluster.plan().unwrap();
+        assert_eq!((plan.start.len(), plan.stop.len()), (started, stopped));
+        for key in &plan.stop {
+            cluster.set_state(key, PodState::Terminating);
+        }
+    }
+    let new = cluster.pods().values().filter(|pod| pod.state != PodState::Terminating);
+    assert!(new.clone().count() == 3 && new.clone().all(|pod| pod.labels["version"] == "v2"));
+}
+
+#[test]
 fn a_dead_pod_is_replaced_by_one_with_another_address() {
     let (mut cluster, pods) = started(1);
     let old = cluster.pods()[&pods[0]].addresses;

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 
 use crate::netns::{MountNs, NetNs, unshare_mounts};
-use crate::state::{NodeEntry, PodEntry, RunFile};
+use crate::state::{HostEntry, NodeEntry, PodEntry, RunFile};
 
 /// Finds a pod by `namespace/name`, by a name in `default`, or by its workload's name.
 ///
@@ -54,6 +54,15 @@ pub fn enter_node(node: &NodeEntry) -> Result<()> {
     let mount = MountNs::open(&node.mount)?;
     NetNs::open(&node.net)?.enter()?;
     mount.enter()
+}
+
+/// Moves the calling process onto a host outside: its cgroup and its network. As [`enter_pod`].
+///
+/// # Errors
+/// When the run is gone.
+pub fn enter_host(host: &HostEntry) -> Result<()> {
+    join_cgroup(&host.cgroup)?;
+    NetNs::open(&host.net)?.enter()
 }
 
 fn join_cgroup(group: &Path) -> Result<()> {

@@ -22,7 +22,7 @@ use crate::pod::Pod;
 use crate::probe;
 use crate::process::{Place, Stop};
 use crate::source::{Revision, SourceDir};
-use crate::state::{NodeEntry, PodEntry, RunFile, StateDir};
+use crate::state::{HostEntry, NodeEntry, PodEntry, RunFile, StateDir};
 use crate::topology::{self, Node, Outside, Wires};
 use crate::wire::{ProbePlan, ProbeResult, ProbeTarget};
 
@@ -291,6 +291,14 @@ impl TestNode {
         pods.into_iter().map(|(_, pod)| pod).collect()
     }
 
+    /// The pods that are on their way out and still in the source.
+    #[must_use]
+    pub fn terminating(&self) -> Vec<Arc<Pod>> {
+        let state = self.lock();
+        let leaving = keys_in(&state.cluster, PodState::Terminating);
+        leaving.iter().filter_map(|key| state.pods.get(key).cloned()).collect()
+    }
+
     /// All running pods, by name.
     #[must_use]
     pub fn pods(&self) -> Vec<Arc<Pod>> {
@@ -481,7 +489,19 @@ impl TestNode {
                 hosts: self.hosts_path(&key.namespace),
             })
         });
-        RunFile { id: self.folder.id().to_owned(), pid, nodes: nodes.collect(), pods: pods.collect() }
+        let hosts = [Client::Outside, Client::Far].into_iter().zip([&self.outside.place, &self.outside.far]);
+        let hosts = hosts.map(|(client, place)| HostEntry {
+            name: client.name(),
+            net: descriptor(place.net().descriptor()),
+            cgroup: cgroup(place),
+        });
+        RunFile {
+            id: self.folder.id().to_owned(),
+            pid,
+            nodes: nodes.collect(),
+            pods: pods.collect(),
+            hosts: hosts.collect(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -89,6 +89,19 @@ pub struct RunFile {
     pub nodes: Vec<NodeEntry>,
     /// Its pods, by name.
     pub pods: Vec<PodEntry>,
+    /// The hosts outside.
+    pub hosts: Vec<HostEntry>,
+}
+
+/// How to get onto a host outside.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct HostEntry {
+    /// `outside` or `far`.
+    pub name: String,
+    /// A path that opens its network namespace.
+    pub net: PathBuf,
+    /// The cgroup for its processes.
+    pub cgroup: PathBuf,
 }
 
 /// How to get into a node.

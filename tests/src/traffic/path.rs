@@ -19,20 +19,20 @@ use crate::bulk;
 use crate::rig::Rig;
 use crate::sockets;
 
-const NARROW: u32 = 1400;
+pub(crate) const NARROW: u32 = 1400;
 const MB: u64 = 1 << 20;
 const ANY_V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
 const ANY_V6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
 
 /// A host two routers away: outside ═ narrow wire ═ hop ═ wide wire ═ far.
-struct Beyond {
+pub(crate) struct Beyond {
     _hop: NetNs,
-    far: NetNs,
-    addresses: [IpAddr; 2],
+    pub(crate) far: NetNs,
+    pub(crate) addresses: [IpAddr; 2],
 }
 
 impl Beyond {
-    fn new(rig: &Rig) -> Result<Self> {
+    pub(crate) fn new(rig: &Rig) -> Result<Self> {
         let (hop, far) = (NetNs::create()?, NetNs::create()?);
         hostile::quiet_ipv6(&hop)?;
         hostile::router(&hop)?;
@@ -183,14 +183,14 @@ pub(super) fn ttl(rig: &Rig) -> Result<()> {
     Ok(())
 }
 
-enum Hop {
+pub(crate) enum Hop {
     Answered,
     /// Time exceeded, for a packet that was sent to this address.
     Expired(SocketAddr),
 }
 
 /// What a traceroute's first packet learns: a datagram with a TTL of 1.
-fn one_hop(to: SocketAddr) -> Result<Hop> {
+pub(crate) fn one_hop(to: SocketAddr) -> Result<Hop> {
     let socket = sockets::udp(None, to)?;
     set_ttl(&socket, to, 1)?;
     if to.is_ipv4() {
