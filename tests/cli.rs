@@ -264,7 +264,7 @@ fn help(rig: &Rig) -> Result<()> {
         ensure!(output.status.success(), "netlb {arguments:?}: {}", output.status);
         Ok(String::from_utf8(output.stdout)?)
     };
-    let all = ["agent", "service", "backend", "ct", "drops", "dump", "status", "cleanup", "Examples"];
+    let all = ["agent", "service", "backend", "ct", "drops", "dump", "status", "trace", "cleanup", "Examples"];
     ensure_all(&run(&["--help"])?, &all)?;
     ensure_all(
         &run(&["agent", "--help"])?,
@@ -280,7 +280,7 @@ fn help(rig: &Rig) -> Result<()> {
             "--config",
         ],
     )?;
-    for command in all.iter().take(8) {
+    for command in all.iter().take(9) {
         run(&[command, "--help"])?;
     }
     // Asked in the node like every other command.

@@ -18,3 +18,4 @@ pub mod plan;
 pub mod reconcile;
 pub mod runtime;
 pub mod store;
+pub mod trace;

@@ -240,6 +240,7 @@ fn stay(node: &TestNode) -> Result<()> {
         "netlb service list",
         "netlb backend list",
         "netlb drops",
+        "netlb trace --from client --to web",
         "scale web 5",
         "kill web",
     ] {

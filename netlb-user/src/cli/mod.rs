@@ -11,6 +11,7 @@ mod output;
 mod service;
 mod status;
 mod table;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ Examples:
   netlb service list                                          Services, their addresses and backends
   netlb backend list -o json                                  backends with their flows, for programs
   netlb drops                                                 what was dropped or refused, and why
+  netlb trace --from shop/cart --to web:http                  what would happen to this packet, and why
   netlb cleanup                                               remove everything netlb left in the kernel";
 
 #[derive(Parser)]
@@ -54,6 +56,8 @@ enum Command {
     Dump(dump::DumpArgs),
     /// Is this node ready, which road do packets take, what is wrong with the objects
     Status(status::StatusArgs),
+    /// What would happen to this packet, here, now, step by step
+    Trace(trace::TraceArgs),
     /// Remove netlb's programs, maps and links from the kernel, and its files
     Cleanup(cleanup::CleanupArgs),
 }
@@ -90,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::Drops(args) => drops::run(&args),
         Command::Dump(args) => dump::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Trace(args) => trace::run(&args),
         Command::Cleanup(args) => cleanup::run(&args),
     };
     match result {

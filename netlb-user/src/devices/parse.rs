@@ -178,7 +178,7 @@ fn mac(attributes: &Attributes<'_>, kind: u16) -> Option<[u8; 6]> {
     attributes.get(kind)?.try_into().ok()
 }
 
-fn ip(value: &[u8]) -> Option<IpAddr> {
+pub fn ip(value: &[u8]) -> Option<IpAddr> {
     match value.len() {
         4 => <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
         16 => <[u8; 16]>::try_from(value).ok().map(IpAddr::from),

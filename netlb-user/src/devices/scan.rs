@@ -178,7 +178,7 @@ fn outside(
     (How::Unknown, BTreeSet::new(), mac_inside)
 }
 
-fn links(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
+pub fn links(netlink: &mut Netlink) -> io::Result<Vec<Link>> {
     dump(netlink, || Request::new(RTM_GETLINK, &link_header(0)), parse::link)
 }
 
