@@ -259,6 +259,18 @@ impl Agent {
         serde_json::from_str(&text).context("cannot understand `netlb backend list -o json`")
     }
 
+    /// One of netlb's counters, by its reason's name.
+    ///
+    /// # Errors
+    /// When `netlb` fails, prints something else or has no such counter.
+    pub fn counter(&self, reason: &str) -> Result<u64> {
+        let rows: Value = serde_json::from_str(&self.netlb(&["drops", "-o", "json"])?)
+            .context("cannot understand `netlb drops -o json`")?;
+        let mut rows = rows.as_array().into_iter().flatten();
+        let row = rows.find(|row| row.get("reason").and_then(Value::as_str) == Some(reason));
+        row.and_then(|row| row.get("packets")?.as_u64()).with_context(|| format!("netlb has no counter {reason}"))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<Process>> {
         self.inner.process.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -91,6 +91,20 @@ fn each_way_to_be_wrong_is_named() {
     assert_eq!(answered, ["policy forbids it, and 2 of 2 requests were not dropped"]);
 }
 
+#[test]
+fn a_flow_that_was_opened_twice_is_excused_once() {
+    let plain = frontend(&[A, B], false);
+    let origin = Origin::Node(1);
+    let outcome = plain.outcome(&origin, 1);
+    let question = Question { frontend: &plain, client: Client::Node(1), origin, at: 1, outcome };
+    let (mut row, wrong) = judged(&plain, &[(A, 9), (B, 11)], 0, &[(A, 10), (B, 12)], NODE);
+    assert_eq!((excess(&row), wrong.len()), (2, 2));
+    row.reopened = 1;
+    assert_eq!(judge(&question, &row), ["backend 10.244.1.3:8080 answered 11 requests and netlb counted 12"]);
+    row.reopened = 2;
+    assert_eq!(judge(&question, &row), Vec::<String>::new());
+}
+
 fn client(rows: Vec<Row>) -> ClientReport {
     ClientReport { client: "node", forwarded: None, requests: rows }
 }
