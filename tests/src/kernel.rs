@@ -42,6 +42,7 @@ const CAPACITIES: &[(&str, u32)] = &[
     (name::BACKENDS, 256),
     (name::BACKEND_FLOWS, 256),
     (name::ENDPOINTS, 64),
+    (name::CT, 16_384),
     (name::CT_NEW, 131_072),
 ];
 

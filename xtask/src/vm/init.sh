@@ -1,8 +1,9 @@
 #!BUSYBOX sh
 # The first process of the machine: mounts, modules, then every line of /tests as a program. What stands between the lines that begin with
 # "netlb-guest:" goes to whoever started the machine.
+# busybox has a word for nearly everything; real programs come first.
 BUSYBOX --install -s /bin
-export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root NETLB_REQUIRE=all
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root NETLB_REQUIRE=all
 ln -sf BUSYBOX /sbin/modprobe
 mount -t proc proc /proc
 mount -t sysfs sys /sys

@@ -82,7 +82,7 @@ const JOBS: [Job; 4] = [
         tier: "net",
         filters: &["every port of every Service answers a pod", "the same from the node itself", "beyond the node"],
     },
-    Job { tier: "restart", filters: &["clsact: "] },
+    Job { tier: "restart", filters: &["filters of ours"] },
 ];
 
 /// The tiers that run in the machine.
