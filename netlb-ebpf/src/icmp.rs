@@ -40,8 +40,11 @@ pub fn enter<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Verdict 
     let routed = ct.is(flags::ROUTED);
     let hop = redirect || routed || ct.is(flags::HAIRPIN);
     if hop && nat::ttl(p, parsed) <= 1 {
+        if routed {
+            return Verdict::drop(Reason::TTL_EXCEEDED);
+        }
         t.count(Reason::TO_STACK);
-        return if routed { Verdict::drop(Reason::TTL_EXCEEDED) } else { Verdict::PASS };
+        return Verdict::PASS;
     }
     let size = nat::wire_len(p, parsed);
     let mut verdict = Verdict::PASS;

@@ -175,9 +175,24 @@ impl Send {
     }
 
     /// Forwarded by the FIB, and counted as that.
-    pub fn routes_as(mut self, out: Frame) -> Self {
+    pub fn routes_as(self, out: Frame) -> Self {
+        self.forwards_as(out).counts(&[Reason::ROUTED])
+    }
+
+    /// Forwarded by the FIB.
+    pub fn forwards_as(mut self, out: Frame) -> Self {
         (self.outcome, self.out) = (Outcome::Route, Some(out));
-        self.counts(&[Reason::ROUTED])
+        self
+    }
+
+    /// Opens a flow whose client the backend sees as the node.
+    pub fn opens_masqueraded(self) -> Self {
+        self.opens().counts(&[Reason::MASQUERADED])
+    }
+
+    /// Opens the masquerade of a flow that is open already.
+    pub fn masquerades(self) -> Self {
+        self.counts(&[Reason::MASQUERADED]).entries(2, 0)
     }
 
     /// Goes back where it came from.
@@ -327,7 +342,7 @@ impl Send {
         let wanted = self.out.as_ref().unwrap_or(&self.frame);
         if self.outcome != Outcome::Drop {
             if wanted.is_unresolved() && moved.is_none() {
-                *moved = Some(moved_port(&got.frame)?);
+                *moved = Some(moved_port(&got.frame, self.reasons.contains(&Reason::MASQUERADED)).map_err(&story)?);
             }
             let wanted = self.ready(wanted, *moved)?.bytes();
             let macs = if self.outcome == Outcome::Route { MACS } else { 0 };
@@ -372,15 +387,13 @@ impl Send {
     }
 }
 
-/// The source port of a frame, which must be one that flows are moved to: above the usual listeners, and not the client's.
-fn moved_port(frame: &[u8]) -> Result<u16, String> {
+/// The source port of a frame, which must be one that flows are moved to: of the node's own for such, if they are masqueraded, else above the usual
+/// listeners.
+fn moved_port(frame: &[u8], masqueraded: bool) -> Result<u16, String> {
     let ip = dissect(frame)?.ip.ok_or("no IP packet where a moved port is expected")?;
     let port = frame.get(ip.l4..ip.l4 + 2).map_or(0, |b| u16::from_be_bytes([b[0], b[1]]));
-    if (32_768..61_000).contains(&port) || SNAT_PORTS.contains(&port) {
-        Ok(port)
-    } else {
-        Err(format!("a flow was moved to source port {port}"))
-    }
+    let range = if masqueraded { SNAT_PORTS } else { 32_768..61_000 };
+    if range.contains(&port) { Ok(port) } else { Err(format!("a flow was moved to source port {port}")) }
 }
 
 struct Tally {

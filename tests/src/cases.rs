@@ -3,12 +3,18 @@
 mod affinity;
 mod cast;
 mod collide;
+mod fragments;
 mod hairpin;
 mod icmp;
 mod lifecycle;
+mod masquerade;
+mod outside;
 mod plain;
 mod refuse;
+mod schedulers;
+mod sctp;
 mod service;
+mod slipped;
 
 use crate::case::Case;
 
@@ -23,6 +29,12 @@ pub fn all() -> Vec<Case> {
         lifecycle::cases(),
         collide::cases(),
         icmp::cases(),
+        outside::cases(),
+        masquerade::cases(),
+        slipped::cases(),
+        fragments::cases(),
+        sctp::cases(),
+        schedulers::cases(),
     ]
     .into_iter()
     .flatten()

@@ -25,7 +25,7 @@ use crate::case::{Flow, Got, Hook, Refused, Runner, Seen};
 use crate::outside::Outside;
 use crate::world::{HZ, UPLINK, World};
 
-/// Which pair of programs runs the packets.
+/// Which programs run the packets. XDP knows no egress on uplinks: there it is TC's program in both cases.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Entry {
     Xdp,
@@ -41,6 +41,8 @@ const CAPACITIES: &[(&str, u32)] = &[
     (name::SLOTS, 4_096),
     (name::BACKENDS, 256),
     (name::BACKEND_FLOWS, 256),
+    (name::BACKEND_LOAD, 256),
+    (name::TURNS, 4_096),
     (name::ENDPOINTS, 64),
     (name::CT, 16_384),
     (name::CT_NEW, 131_072),
@@ -74,12 +76,10 @@ impl Kernel {
         netlb_user::bpf::loader::set_globals(&mut loader);
         let mut ebpf = loader.load(bytes).context("loading the kernel object")?;
         let programs = match entry {
-            Entry::Xdp => &[program::XDP_FROM_POD, program::XDP_TO_POD, program::XDP_FROM_OUTSIDE, program::CLOCK][..],
-            Entry::Tc => {
-                &[program::FROM_POD, program::TO_POD, program::FROM_OUTSIDE, program::TO_OUTSIDE, program::CLOCK]
-            }
+            Entry::Xdp => [program::XDP_FROM_POD, program::XDP_TO_POD, program::XDP_FROM_OUTSIDE],
+            Entry::Tc => [program::FROM_POD, program::TO_POD, program::FROM_OUTSIDE],
         };
-        for name in programs {
+        for name in programs.into_iter().chain([program::TO_OUTSIDE, program::CLOCK]) {
             load_program(&mut ebpf, name)?;
         }
         let outside = Outside::new().context("making a namespace with an uplink")?;
@@ -97,6 +97,9 @@ impl Kernel {
         clear::<CtKey, CtValue>(&mut self.ebpf, name::CT_NEW)?;
         clear::<AffinityKey, AffinityValue>(&mut self.ebpf, name::AFFINITY)?;
         clear::<FragmentKey, FragmentValue>(&mut self.ebpf, name::FRAGMENTS)?;
+        let (blocks, ids) = (self.world.slots.keys(), self.world.backends.keys());
+        zero(&mut self.ebpf, name::TURNS, blocks)?;
+        zero(&mut self.ebpf, name::BACKEND_LOAD, ids)?;
         self.write(world)?;
         let now = self.jiffies()?;
         let mut flows = hash::<CtKey, CtValue>(&mut self.ebpf, name::CT_NEW)?;
@@ -188,10 +191,9 @@ impl Kernel {
             (Entry::Xdp, Hook::ToPod) => xdp(&self.ebpf, program::XDP_TO_POD)?.test_run(options),
             (Entry::Tc, Hook::FromPod(_)) => tc(&self.ebpf, program::FROM_POD)?.test_run(options),
             (Entry::Xdp, Hook::FromOutside) => xdp(&self.ebpf, program::XDP_FROM_OUTSIDE)?.test_run(options),
-            (Entry::Xdp, Hook::ToOutside) => bail!("XDP has no egress on uplinks"),
             (Entry::Tc, Hook::ToPod) => tc(&self.ebpf, program::TO_POD)?.test_run(options),
             (Entry::Tc, Hook::FromOutside) => tc(&self.ebpf, program::FROM_OUTSIDE)?.test_run(options),
-            (Entry::Tc, Hook::ToOutside) => tc(&self.ebpf, program::TO_OUTSIDE)?.test_run(options),
+            (Entry::Xdp | Entry::Tc, Hook::ToOutside) => tc(&self.ebpf, program::TO_OUTSIDE)?.test_run(options),
         };
         let result = match result {
             Ok(result) => result,
@@ -199,7 +201,7 @@ impl Kernel {
             Err(e) => return Err(e.into()),
         };
         out.truncate(result.data_size_out as usize);
-        let verdict = match (self.entry, result.return_value) {
+        let verdict = match (self.entry.at(hook), result.return_value) {
             (Entry::Xdp, 1) => Seen::Drop,
             (Entry::Xdp, 2) => Seen::Pass,
             (Entry::Xdp, 3) => Seen::Reflect,
@@ -254,9 +256,16 @@ impl Kernel {
     }
 }
 
+impl Entry {
+    /// The kind of the program that runs packets of a hook.
+    fn at(self, hook: Hook) -> Entry {
+        if hook == Hook::ToOutside { Entry::Tc } else { self }
+    }
+}
+
 impl Runner for Kernel {
     fn takes(&self, hook: Hook, frame: &[u8], gso: u32) -> bool {
-        (self.entry, hook) != (Entry::Xdp, Hook::ToOutside) && Kernel::accepts(self.entry, frame, gso)
+        Kernel::accepts(self.entry.at(hook), frame, gso)
     }
 
     fn send(&mut self, hook: Hook, frame: &[u8], gso: u32) -> Result<Got, Refused> {
@@ -410,6 +419,15 @@ fn sync_hash<K: Pod + Ord, V: Pod>(
         remove(&mut map, key)?;
     }
     new.iter().try_for_each(|(key, value)| Ok(map.insert(key, value, 0)?))
+}
+
+/// Writes zero under these indices of an array of counts.
+fn zero<'i>(ebpf: &mut Ebpf, name: &str, indices: impl Iterator<Item = &'i u32>) -> anyhow::Result<()> {
+    let mut map: Array<&mut MapData, u32> = Array::try_from(self::map(ebpf, name)?)?;
+    for index in indices {
+        map.set(*index, 0, 0)?;
+    }
+    Ok(())
 }
 
 fn sync_array<V: Pod>(

@@ -30,6 +30,7 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ICMP: u8 = 1;
 pub const ICMPV6: u8 = 58;
+pub const SCTP: u8 = 132;
 
 /// Six bytes as they stand in a frame.
 pub type Mac = [u8; 6];
@@ -82,12 +83,13 @@ enum L4 {
     Tcp { sport: u16, dport: u16, seq: u32, ack: u32, flags: u8, window: u16, options: Vec<u8> },
     Udp { sport: u16, dport: u16, sum: bool, len: Option<u16> },
     Icmp { kind: u8, code: u8, rest: [u8; 4] },
+    Sctp { sport: u16, dport: u16, chunk: u8, sum: bool },
 }
 
 #[derive(Clone, Debug)]
 enum Payload {
     Bytes(Vec<u8>),
-    /// The first bytes of another frame's IP packet; `settled`: its UDP checksum as netlb writes it into refusals.
+    /// The first bytes of another frame's IP packet; `settled`: its TCP or UDP checksum as netlb writes it into refusals.
     Quote {
         frame: Box<Frame>,
         len: usize,
@@ -127,7 +129,7 @@ pub fn eth() -> Frame {
 const NO_IP: &str = "the frame has no IP header yet: call ip() first";
 const NO_V4: &str = "the frame has no IPv4 header";
 const NO_V6: &str = "the frame has no IPv6 header";
-const NO_PORTS: &str = "the frame has neither TCP nor UDP: call tcp() or udp() first";
+const NO_PORTS: &str = "the frame has neither TCP, UDP nor SCTP: call tcp(), udp() or sctp() first";
 const NO_TCP: &str = "the frame has no TCP header";
 
 impl Frame {
@@ -262,10 +264,17 @@ impl Frame {
     }
 
     /// Makes it a fragment; `offset` in units of 8 bytes. In IPv6 a fragment header is appended.
-    pub fn fragment(mut self, offset: u16, more: bool) -> Self {
+    pub fn fragment(self, offset: u16, more: bool) -> Self {
+        self.fragment_of(0x0304, offset, more)
+    }
+
+    /// As [`fragment`](Self::fragment), of the datagram with this identification.
+    pub fn fragment_of(mut self, id: u16, offset: u16, more: bool) -> Self {
         match &mut self.net {
-            Net::V4 { fragment, .. } => *fragment = offset & 0x1fff | if more { 0x2000 } else { 0 },
-            Net::V6 { ext, .. } => ext.push(Ext::Fragment { offset, more, id: 0x0102_0304 }),
+            Net::V4 { fragment, id: own, .. } => {
+                (*fragment, *own) = (offset & 0x1fff | if more { 0x2000 } else { 0 }, id);
+            }
+            Net::V6 { ext, .. } => ext.push(Ext::Fragment { offset, more, id: 0x0102_0000 | u32::from(id) }),
             Net::None => panic!("{NO_IP}"),
         }
         self
@@ -310,15 +319,21 @@ impl Frame {
         self
     }
 
+    /// SCTP with one chunk of this type (RFC 9260 section 3.2), whose content is the payload.
+    pub fn sctp(mut self, sport: u16, dport: u16, chunk: u8) -> Self {
+        self.l4 = L4::Sctp { sport, dport, chunk, sum: true };
+        self
+    }
+
     /// Any other protocol; its bytes are the payload.
     pub fn raw(mut self, proto: u8) -> Self {
         self.l4 = L4::Raw(proto);
         self
     }
 
-    /// UDP without a checksum.
+    /// UDP without a checksum; SCTP whose checksum is left to the device.
     pub fn no_sum(mut self) -> Self {
-        let L4::Udp { sum, .. } = &mut self.l4 else { panic!("{NO_PORTS}") };
+        let (L4::Udp { sum, .. } | L4::Sctp { sum, .. }) = &mut self.l4 else { panic!("{NO_PORTS}") };
         *sum = false;
         self
     }
@@ -365,24 +380,30 @@ impl Frame {
 
     pub fn ports(&self) -> (u16, u16) {
         match &self.l4 {
-            L4::Tcp { sport, dport, .. } | L4::Udp { sport, dport, .. } => (*sport, *dport),
+            L4::Tcp { sport, dport, .. } | L4::Udp { sport, dport, .. } | L4::Sctp { sport, dport, .. } => {
+                (*sport, *dport)
+            }
             L4::Raw(_) | L4::Icmp { .. } => panic!("{NO_PORTS}"),
+        }
+    }
+
+    /// Source and destination port, if there are any.
+    fn ports_mut(&mut self) -> Option<(&mut u16, &mut u16)> {
+        match &mut self.l4 {
+            L4::Tcp { sport, dport, .. } | L4::Udp { sport, dport, .. } | L4::Sctp { sport, dport, .. } => {
+                Some((sport, dport))
+            }
+            L4::Raw(_) | L4::Icmp { .. } => None,
         }
     }
 
     pub fn sport(mut self, port: u16) -> Self {
-        match &mut self.l4 {
-            L4::Tcp { sport, .. } | L4::Udp { sport, .. } => *sport = port,
-            L4::Raw(_) | L4::Icmp { .. } => panic!("{NO_PORTS}"),
-        }
+        *self.ports_mut().expect(NO_PORTS).0 = port;
         self
     }
 
     pub fn dport(mut self, port: u16) -> Self {
-        match &mut self.l4 {
-            L4::Tcp { dport, .. } | L4::Udp { dport, .. } => *dport = port,
-            L4::Raw(_) | L4::Icmp { .. } => panic!("{NO_PORTS}"),
-        }
+        *self.ports_mut().expect(NO_PORTS).1 = port;
         self
     }
 
@@ -397,8 +418,8 @@ impl Frame {
         self
     }
 
-    /// As [`quote`](Self::quote), with a quoted UDP checksum `c` for which `2c` and the sum of the other quoted UDP words give minus zero: a
-    /// device that still fills in the quoted checksum then writes what stands there already.
+    /// As [`quote`](Self::quote), with a quoted TCP or UDP checksum `c` for which `2c` and the sum of the other words of the quoted header give
+    /// minus zero: a device that still fills in the quoted checksum then writes what stands there already.
     pub fn quote_settled(mut self, frame: &Frame, len: usize) -> Self {
         self.payload = Payload::Quote { frame: Box::new(frame.clone()), len, settled: true };
         self
@@ -429,16 +450,15 @@ impl Frame {
             Net::V6 { src, dst, .. } => std::mem::swap(src, dst),
             Net::None => {}
         }
-        match &mut self.l4 {
-            L4::Tcp { sport, dport, .. } | L4::Udp { sport, dport, .. } => std::mem::swap(sport, dport),
-            L4::Raw(_) | L4::Icmp { .. } => {}
+        if let Some((sport, dport)) = self.ports_mut() {
+            std::mem::swap(sport, dport);
         }
         self.swap_macs()
     }
 
     /// Puts a port in place of each [`MOVED`], in quoted packets too.
     pub fn resolve(mut self, port: u16) -> Self {
-        if let L4::Tcp { sport, dport, .. } | L4::Udp { sport, dport, .. } = &mut self.l4 {
+        if let Some((sport, dport)) = self.ports_mut() {
             for field in [sport, dport] {
                 if *field == MOVED {
                     *field = port;
@@ -454,7 +474,10 @@ impl Frame {
     /// Waits for a moved port to be put in.
     pub fn is_unresolved(&self) -> bool {
         let own = match &self.l4 {
-            L4::Tcp { sport, dport, .. } | L4::Udp { sport, dport, .. } => *sport == MOVED || *dport == MOVED,
+            L4::Tcp { .. } | L4::Udp { .. } | L4::Sctp { .. } => {
+                let (sport, dport) = self.ports();
+                sport == MOVED || dport == MOVED
+            }
             L4::Raw(_) | L4::Icmp { .. } => false,
         };
         own || matches!(&self.payload, Payload::Quote { frame, .. } if frame.is_unresolved())

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use bytemuck::Zeroable;
 use netlb_common::backend::{BackendValue, flags as backend, state};
 use netlb_common::client::ClientValue;
-use netlb_common::config::{Cidr, Config, flags};
+use netlb_common::config::{Cidr, Config, flags, pods};
 use netlb_common::conntrack::{CtKey, CtValue};
 use netlb_common::endpoint::EndpointValue;
 use netlb_common::frontend::{FrontendKey, FrontendValue, flags as frontend};
@@ -166,8 +166,8 @@ impl World {
     pub fn service(mut self, frontend: &str, backends: &[&str]) -> Self {
         let key = frontend_key(frontend);
         let service = self.frontends.len() as u32 + 1;
-        let vip = FrontendValue { flags: frontend::VIP, ..FrontendValue::zeroed() };
-        self.frontends.insert(FrontendKey::address(key.addr), vip);
+        let owner = FrontendKey::address(key.addr);
+        self.frontends.entry(owner).or_insert_with(FrontendValue::zeroed).flags |= frontend::VIP;
         self.frontends.insert(key, FrontendValue { service, ..FrontendValue::zeroed() });
         for backend in backends {
             let (addr, port) = address(backend);
@@ -196,7 +196,9 @@ impl World {
             let net = Addr::from_ip(net.to_ip());
             net.is_v4() == dst.is_v4() && dst.masked(bits) == net.masked(bits)
         };
-        if dst == self.config.node4 || dst == self.config.node6 {
+        let multicast = !dst.is_v4() && dst.masked(8) == Addr::from_ip("ff00::".to_ip());
+        // What is multicast the kernel leaves to the stack, as it does what is its own.
+        if dst == self.config.node4 || dst == self.config.node6 || multicast {
             Hop::Local
         } else if NOWHERE.iter().any(|(net, bits)| inside(net, *bits)) {
             Hop::Nowhere
@@ -209,8 +211,8 @@ impl World {
 
     /// Gives a Service port ClientIP affinity.
     pub fn sticky(mut self, frontend: &str, seconds: u32) -> Self {
-        let value = self.frontends.get_mut(&frontend_key(frontend)).unwrap_or_else(|| panic!("no frontend {frontend}"));
-        value.affinity_s = seconds;
+        let service = self.frontend(frontend).service;
+        self.frontends.values_mut().filter(|f| f.service == service).for_each(|f| f.affinity_s = seconds);
         self
     }
 
@@ -249,24 +251,158 @@ impl World {
         value.generation += 1;
     }
 
-    /// Writes a fresh block of the active backends of a Service port, and switches its frontend to it.
+    /// Writes fresh blocks of the active backends of a Service port, all of them and this node's, and switches its frontends to them.
     fn switch(&mut self, service: u32) {
-        let active: Vec<u32> = self
-            .backends
-            .iter()
-            .filter(|(_, b)| b.service == service && b.state == state::ACTIVE)
-            .map(|(id, _)| *id)
-            .collect();
+        let everywhere = self.block(service, backend::CLUSTER_LIST);
+        let here = self.block(service, backend::LOCAL_LIST);
+        for (key, value) in &mut self.frontends {
+            if value.service != service || key.is_address() {
+                continue;
+            }
+            let list = |local: u32| if value.flags & local != 0 { here } else { everywhere };
+            let (inside, outside) = (list(frontend::INSIDE_LOCAL), list(frontend::OUTSIDE_LOCAL));
+            // Without a backend anywhere a client is told so; where a policy alone forbids those there are, it is not.
+            let drops = |list: (u32, u32), flag: u32| if list.1 == 0 && everywhere.1 != 0 { flag } else { 0 };
+            value.flags &= !(frontend::DROP_INSIDE | frontend::DROP_OUTSIDE);
+            value.flags |= drops(inside, frontend::DROP_INSIDE) | drops(outside, frontend::DROP_OUTSIDE);
+            (value.slots, value.count) = inside;
+            (value.outside_slots, value.outside_count) = outside;
+            value.generation += 1;
+        }
+    }
+
+    /// First slot and length of a new block of a Service port's active backends with this flag.
+    fn block(&mut self, service: u32, flag: u32) -> (u32, u32) {
+        let serves = |b: &BackendValue| b.service == service && b.state == state::ACTIVE && b.flags & flag != 0;
+        let active: Vec<u32> = self.backends.iter().filter(|(_, b)| serves(b)).map(|(id, _)| *id).collect();
         let first = self.next_slot;
         self.next_slot += active.len() as u32;
         self.slots.extend((first..).zip(active.iter().copied()));
-        for (key, value) in &mut self.frontends {
-            if value.service == service && !key.is_address() {
-                (value.slots, value.count) = (first, active.len() as u32);
-                (value.outside_slots, value.outside_count) = (value.slots, value.count);
-                value.generation += 1;
+        (first, active.len() as u32)
+    }
+
+    /// A frontend, by its text, to change.
+    pub fn frontend(&mut self, frontend: &str) -> &mut FrontendValue {
+        self.frontends.get_mut(&frontend_key(frontend)).unwrap_or_else(|| panic!("no frontend {frontend}"))
+    }
+
+    /// Makes an address one of the node's that serve NodePorts.
+    pub fn node_address(mut self, addr: impl ToIp) -> Self {
+        let key = FrontendKey::address(Addr::from_ip(addr.to_ip()));
+        self.frontends.entry(key).or_insert_with(FrontendValue::zeroed).flags |= frontend::NODE;
+        self
+    }
+
+    /// Gives a Service port, named by its cluster IP's frontend, a NodePort of the same family. The node's own addresses serve it.
+    pub fn node_port(self, frontend: &str, port: u16) -> Self {
+        let key = frontend_key(frontend);
+        let own = if key.addr.is_v4() { NODE_V4 } else { NODE_V6 };
+        self.door(frontend, FrontendKey::node_port(key.addr.is_v4(), Port::new(port), key.proto()), 0).node_address(own)
+    }
+
+    /// Gives a Service port an external address and port, `"203.0.113.10:80"`.
+    pub fn external(self, frontend: &str, at: &str) -> Self {
+        let (addr, port) = address(at);
+        let proto = frontend_key(frontend).proto();
+        self.door(frontend, FrontendKey::new(addr, port, proto), 0)
+    }
+
+    /// As [`external`](Self::external): a load balancer's, for clients in these ranges, `("198.51.100.0", 24)`, or for all if there are none.
+    pub fn load_balancer(mut self, frontend: &str, at: &str, ranges: &[(&str, u8)]) -> Self {
+        let service = self.frontend(frontend).service;
+        let key = |(net, len): &(&str, u8)| SourceRangeKey::range(service, Addr::from_ip(net.to_ip()), *len);
+        self.source_ranges.extend(ranges.iter().map(key));
+        let flag = if ranges.is_empty() { 0 } else { frontend::SOURCE_RANGES };
+        let (addr, port) = address(at);
+        let proto = frontend_key(frontend).proto();
+        self.door(frontend, FrontendKey::new(addr, port, proto), frontend::LOAD_BALANCER | flag)
+    }
+
+    /// One more way to a Service port, from outside the cluster.
+    fn door(mut self, frontend: &str, key: FrontendKey, flags: u32) -> Self {
+        let FrontendValue { service, affinity_s, .. } = *self.frontend(frontend);
+        let policy = self.frontends.values().find(|f| f.service == service && f.flags & frontend::EXTERNAL != 0);
+        let policy = policy.map_or(0, |f| f.flags & (frontend::KEEP_CLIENT | frontend::OUTSIDE_LOCAL));
+        let scheduler = self.frontend(frontend).flags & frontend::SCHEDULER_MASK;
+        let flags = flags | frontend::EXTERNAL | policy | scheduler;
+        self.frontends.insert(key, FrontendValue { service, flags, affinity_s, ..FrontendValue::zeroed() });
+        self.switch(service);
+        self
+    }
+
+    /// `externalTrafficPolicy: Local` for a Service port that has its external frontends.
+    pub fn external_local(mut self, frontend: &str) -> Self {
+        let service = self.frontend(frontend).service;
+        for value in self.frontends.values_mut() {
+            if value.service == service && value.flags & frontend::EXTERNAL != 0 {
+                value.flags |= frontend::KEEP_CLIENT | frontend::OUTSIDE_LOCAL;
             }
         }
+        self.switch(service);
+        self
+    }
+
+    /// `internalTrafficPolicy: Local` for a Service port.
+    pub fn internal_local(mut self, frontend: &str) -> Self {
+        let value = self.frontend(frontend);
+        value.flags |= frontend::INSIDE_LOCAL | frontend::OUTSIDE_LOCAL;
+        let service = value.service;
+        self.switch(service);
+        self
+    }
+
+    /// Another scheduler than random for a Service port (`netlb_common::frontend::scheduler`).
+    pub fn scheduler(mut self, frontend: &str, scheduler: u32) -> Self {
+        let service = self.frontend(frontend).service;
+        for value in self.frontends.values_mut() {
+            if value.service == service {
+                value.flags = value.flags & !frontend::SCHEDULER_MASK | scheduler << frontend::SCHEDULER_SHIFT;
+            }
+        }
+        self
+    }
+
+    /// A backend that is the node itself rather than a pod of it: on the node, with no device.
+    pub fn on_host(mut self, frontend: &str, at: &str) -> Self {
+        let id = self.backend_id(frontend, at);
+        let value = self.backends.get_mut(&id).expect("backend_id found it");
+        value.flags |= backend::ON_NODE | backend::LOCAL_LIST;
+        let service = value.service;
+        self.switch(service);
+        self
+    }
+
+    /// Masquerades as kube-proxy does, also towards backends on this node.
+    pub fn masquerade_local(mut self) -> Self {
+        self.config.flags |= flags::MASQUERADE_LOCAL;
+        self
+    }
+
+    /// Masquerades whatever goes to a cluster IP.
+    pub fn masquerade_all(mut self) -> Self {
+        self.config.flags |= flags::MASQUERADE_ALL;
+        self
+    }
+
+    /// Whose packets count as a pod's (`netlb_common::config::pods`).
+    pub fn pods(mut self, detector: u32) -> Self {
+        self.config.pods = detector;
+        self
+    }
+
+    /// The sources that count as a pod's are those in this range too.
+    pub fn pod_cidr(mut self, net: &str, len: u8) -> Self {
+        let net = Addr::from_ip(net.to_ip());
+        let i = self.config.pod_cidrs_used as usize;
+        self.config.pod_cidrs[i] = Cidr { net: net.masked(len), mask: Addr::mask(len, net.is_v4()) };
+        self.config.pod_cidrs_used += 1;
+        self.pods(pods::CIDRS)
+    }
+
+    /// One source port for all that is masqueraded.
+    pub fn one_snat_port(mut self, port: u16) -> Self {
+        (self.config.snat_first, self.config.snat_count) = (port.into(), 1);
+        self
     }
 }
 

@@ -12,7 +12,7 @@ pub(super) fn cases() -> Vec<Case> {
     Cast::BOTH.into_iter().flat_map(|c| [keeps(c), refreshed(c), leaves(c), each_client(c), none(c)]).collect()
 }
 
-const SECONDS: u32 = 600;
+pub(super) const SECONDS: u32 = 600;
 
 /// Two backends, BACKEND and THIRD, in this order.
 fn world(c: Cast) -> World {

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use crate::case::{Send, from_pod, to_pod};
-use crate::packet::{Frame, SYN, ToIp, eth};
-use crate::world::{Pod, World};
+use crate::packet::{Frame, MOVED, SYN, ToIp, eth};
+use crate::world::{NODE_V4, NODE_V6, Pod, World};
 
 pub(super) const CLIENT: Pod = Pod {
     id: 1,
@@ -61,6 +61,27 @@ impl Road {
     }
 }
 
+/// Where the Service of [`Cast::doors`] is reached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Door {
+    ClusterIp,
+    NodePort,
+    LoadBalancer,
+    ExternalIp,
+}
+
+impl Door {
+    pub(super) const ALL: [Door; 4] = [Door::ClusterIp, Door::NodePort, Door::LoadBalancer, Door::ExternalIp];
+
+    /// Those that are meant for clients outside.
+    pub(super) const EXTERNAL: [Door; 3] = [Door::NodePort, Door::LoadBalancer, Door::ExternalIp];
+
+    /// The port there of a Service port.
+    pub(super) fn port(self, port: u16) -> u16 {
+        if self == Door::NodePort { 30_000 + port } else { port }
+    }
+}
+
 /// The addresses of one family.
 #[derive(Clone, Copy)]
 pub(super) struct Cast {
@@ -106,6 +127,36 @@ impl Cast {
         self.pick("192.0.2.1", "2001:db8::1")
     }
 
+    /// A client outside the cluster, behind the uplink.
+    pub(super) fn visitor(self) -> IpAddr {
+        self.pick("198.51.100.7", "2001:db8:7::7")
+    }
+
+    /// A pod of another node, on a way that is narrower than others.
+    pub(super) fn narrow(self) -> IpAddr {
+        self.pick("10.8.0.9", "fd00:8::9")
+    }
+
+    /// A pod of another node to which no way is known.
+    pub(super) fn nowhere(self) -> IpAddr {
+        self.pick("10.9.0.9", "fd00:9::9")
+    }
+
+    /// The node.
+    pub(super) fn node_ip(self) -> IpAddr {
+        self.pick(NODE_V4, NODE_V6)
+    }
+
+    /// The address of a door.
+    pub(super) fn door(self, door: Door) -> IpAddr {
+        match door {
+            Door::ClusterIp => self.vip(),
+            Door::NodePort => self.node_ip(),
+            Door::LoadBalancer => self.pick("203.0.113.10", "2001:db8:10::10"),
+            Door::ExternalIp => self.pick("203.0.113.20", "2001:db8:10::20"),
+        }
+    }
+
     /// `address:port` as [`World::service`] wants it.
     pub(super) fn at(self, ip: IpAddr, port: u16) -> String {
         std::net::SocketAddr::new(ip, port).to_string()
@@ -137,6 +188,56 @@ impl Cast {
         self.node(road)
             .service(&self.web(), &[&self.at(backend, 8080)])
             .service(&self.dns(), &[&self.at(backend, 5353)])
+    }
+
+    /// [`node`](Self::node), with the VIP's ports 80/TCP and 53/UDP on ports 8080 and 5353 of these backends, and every [`Door`] to them.
+    pub(super) fn doors(self, road: Road, backends: &[IpAddr]) -> World {
+        let at = |port: u16| backends.iter().map(|ip| self.at(*ip, port)).collect::<Vec<_>>();
+        let mut world = self.node(road);
+        for (frontend, port, behind) in [(self.web(), 80, at(8080)), (self.dns(), 53, at(5353))] {
+            let behind: Vec<&str> = behind.iter().map(String::as_str).collect();
+            world = world
+                .service(&frontend, &behind)
+                .node_port(&frontend, Door::NodePort.port(port))
+                .load_balancer(&frontend, &self.at(self.door(Door::LoadBalancer), port), &[])
+                .external(&frontend, &self.at(self.door(Door::ExternalIp), port));
+        }
+        world
+    }
+
+    /// A frame from the visitor to a door.
+    pub(super) fn visit(self, door: Door) -> Frame {
+        eth().ip(self.visitor(), self.door(door))
+    }
+
+    /// The visitor's SYN.
+    pub(super) fn visit_syn(self, door: Door) -> Frame {
+        self.visit(door).tcp(PORT, door.port(80), SYN)
+    }
+
+    pub(super) fn visit_tcp(self, door: Door, flags: u8, payload: &[u8]) -> Frame {
+        self.visit_syn(door).flags(flags).seq(1001, 5001).payload(payload)
+    }
+
+    pub(super) fn visit_query(self, door: Door) -> Frame {
+        self.visit(door).udp(PORT, door.port(53)).payload(b"who?")
+    }
+
+    /// What a request to any door is for a backend.
+    pub(super) fn for_backend(self, request: Frame, backend: IpAddr) -> Frame {
+        let port = backend_port(request.ports().1);
+        request.dst(backend).dport(port)
+    }
+
+    /// A request as it is forwarded to a backend elsewhere: from the node, from a port of its own.
+    pub(super) fn forwarded(self, request: Frame, backend: IpAddr) -> Frame {
+        self.for_backend(request, backend).src(self.node_ip()).sport(MOVED).hop()
+    }
+
+    /// An answer as whoever asked at a door gets it.
+    pub(super) fn by_door(self, answer: Frame, door: Door) -> Frame {
+        let port = door.port(vip_port(answer.ports().0));
+        answer.src(self.door(door)).sport(port)
     }
 
     /// A frame from CLIENT's pod to the VIP.
@@ -221,18 +322,30 @@ impl Cast {
     /// What a pod gets for anything else that is refused: port unreachable, quoting the network header and eight bytes. `header`: bytes of the
     /// refused packet's network headers.
     pub(super) fn unreachable(self, refused: &Frame, header: usize, udp: bool) -> Frame {
-        let answer = eth().macs(CLIENT.mac, CLIENT.host_mac).ip(refused.dst_ip(), refused.src_ip());
-        let answer = if self.v6 { answer.icmp(1, 4) } else { answer.dont_fragment(false).tos_id(0, 0).icmp(3, 3) };
+        let (kind, code) = if self.v6 { (1, 4) } else { (3, 3) };
+        let answer = self.error_about(refused, kind, code);
         let quoted = header + 8;
         if udp { answer.quote_settled(refused, quoted) } else { answer.quote(refused, quoted) }
+    }
+
+    /// Bytes of a network header without options.
+    pub(super) fn header(self) -> usize {
+        if self.v6 { 40 } else { 20 }
+    }
+
+    /// An ICMP error of the node's own about a frame, without its quote.
+    pub(super) fn error_about(self, frame: &Frame, kind: u8, code: u8) -> Frame {
+        let answer = frame.clone().swap_macs().padding(0).ip(frame.dst_ip(), frame.src_ip());
+        let answer = if self.v6 { answer } else { answer.dont_fragment(false).tos_id(0, 0) };
+        answer.icmp(kind, code)
     }
 }
 
 /// The port behind a Service port.
 fn backend_port(port: u16) -> u16 {
     match port {
-        80 => 8080,
-        53 => 5353,
+        80 | 30_080 => 8080,
+        53 | 30_053 => 5353,
         other => panic!("the cast's Service has no port {other}"),
     }
 }

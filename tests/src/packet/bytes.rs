@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::{Ext, Frame, ICMP, ICMPV6, L4, Net, Payload, TCP, UDP};
+use super::{Ext, Frame, ICMP, ICMPV6, L4, Net, Payload, SCTP, TCP, UDP};
 
 impl Frame {
     /// The finished frame.
@@ -63,6 +63,7 @@ impl Frame {
             L4::Raw(proto) => *proto,
             L4::Tcp { .. } => TCP,
             L4::Udp { .. } => UDP,
+            L4::Sctp { .. } => SCTP,
             L4::Icmp { .. } if self.is_v6() => ICMPV6,
             L4::Icmp { .. } => ICMP,
         }
@@ -75,13 +76,14 @@ impl Frame {
                 let mut packet = frame.bytes().split_off(14);
                 packet.truncate(*len);
                 if *settled {
-                    let at = packet.len() - 8;
-                    packet[at + 6..].fill(0);
+                    let (header, field) = if matches!(frame.l4, L4::Tcp { .. }) { (20, 16) } else { (8, 6) };
+                    let at = packet.len() - header;
+                    packet[at + field..at + field + 2].fill(0);
                     let others = sum(&packet[at..]);
-                    let field = (0..=u16::MAX)
+                    let value = (0..=u16::MAX)
                         .find(|c| fold(others + 2 * u32::from(*c)) == 0xffff)
                         .expect("two has an inverse modulo 65535");
-                    packet[at + 6..].copy_from_slice(&field.to_be_bytes());
+                    packet[at + field..at + field + 2].copy_from_slice(&value.to_be_bytes());
                 }
                 packet
             }
@@ -111,6 +113,15 @@ impl Frame {
                 out.extend([0; 2]);
                 sum.then_some(6)
             }
+            L4::Sctp { sport, dport, chunk, sum: _ } => {
+                out.extend(sport.to_be_bytes());
+                out.extend(dport.to_be_bytes());
+                // Verification tag, and room for the checksum.
+                out.extend([0x11, 0x22, 0x33, 0x44, 0, 0, 0, 0]);
+                out.extend([*chunk, 0]);
+                out.extend((4 + payload.len() as u16).to_be_bytes());
+                None
+            }
             L4::Icmp { kind, code, rest } => {
                 out.extend([*kind, *code, 0, 0]);
                 out.extend(rest);
@@ -118,6 +129,10 @@ impl Frame {
             }
         };
         out.extend(payload);
+        if let L4::Sctp { sum: true, .. } = &self.l4 {
+            let value = crc32c(&out);
+            out[8..12].copy_from_slice(&value);
+        }
         if let Some(field) = field {
             let pseudo = if self.proto() == ICMP { 0 } else { pseudo + out.len() as u32 + u32::from(self.proto()) };
             let mut value = !fold(pseudo + u32::from(fold(sum(&out))));
@@ -165,6 +180,18 @@ fn chain(ext: &[Ext], last: u8) -> (u8, Vec<u8>) {
         }
     }
     (ext.first().map_or(last, number), out)
+}
+
+/// SCTP's checksum as it stands in a packet, bit by bit (RFC 9260 appendix A); the field itself counts as zero.
+pub(super) fn crc32c(packet: &[u8]) -> [u8; 4] {
+    let mut crc = u32::MAX;
+    for (i, byte) in packet.iter().enumerate() {
+        crc ^= if (8..12).contains(&i) { 0 } else { u32::from(*byte) };
+        for _ in 0..8 {
+            crc = crc >> 1 ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 };
+        }
+    }
+    (!crc).to_le_bytes()
 }
 
 /// Sum of big-endian 16-bit words, an odd last byte padded with zero (RFC 1071).

@@ -1,11 +1,11 @@
 //! Makes the checksums of finished bytes right again, after something in them was changed on purpose.
 
-use super::bytes::{fold, pseudo4, pseudo6, sum};
+use super::bytes::{crc32c, fold, pseudo4, pseudo6, sum};
 use super::dissect::{Ip, dissect};
-use super::{ICMP, ICMPV6, TCP, UDP};
+use super::{ICMP, ICMPV6, SCTP, TCP, UDP};
 use std::net::IpAddr;
 
-/// Recomputes the IPv4 header sum and the L4 sum. A UDP checksum of zero stays; what is no whole IP packet, or a fragment, keeps its L4 bytes.
+/// Recomputes the IPv4 header sum and the L4 sum. A UDP or SCTP checksum of zero stays; what is no whole IP packet, or a fragment, keeps its L4 bytes.
 pub fn reseal(frame: &mut [u8]) {
     let Ok(found) = dissect(frame) else { return };
     let Some(ip) = found.ip else { return };
@@ -15,6 +15,14 @@ pub fn reseal(frame: &mut [u8]) {
         frame[ip.start + 10..ip.start + 12].copy_from_slice(&value.to_be_bytes());
     }
     if ip.is_fragment() || ip.l4 > ip.end {
+        return;
+    }
+    if ip.proto == SCTP {
+        let packet = &mut frame[ip.l4..ip.end];
+        if packet.len() >= 12 && packet[8..12] != [0; 4] {
+            let value = crc32c(packet);
+            packet[8..12].copy_from_slice(&value);
+        }
         return;
     }
     let field = match ip.proto {

@@ -1,7 +1,7 @@
 //! A frame for people: one line a layer.
 
 use super::dissect::{Ip, be16, be32, byte, dissect, ip, slice};
-use super::{ICMP, ICMPV6, TCP, UDP, verify};
+use super::{ICMP, ICMPV6, SCTP, TCP, UDP, verify};
 
 /// One line a layer, the last one saying what [`verify`] finds wrong, if anything.
 pub fn show(frame: &[u8]) -> String {
@@ -82,6 +82,11 @@ fn packet(bytes: &[u8], ip: &Ip, indent: &str, lines: &mut Vec<String>) -> Resul
             let (sport, dport, len, sum) = (be16(rest, 0)?, be16(rest, 2)?, be16(rest, 4)?, be16(rest, 6)?);
             lines.push(format!("{indent}udp {sport} > {dport} len {len} sum {sum:04x}"));
             8
+        }
+        SCTP => {
+            let (sport, dport, sum) = (be16(rest, 0)?, be16(rest, 2)?, be32(rest, 8)?);
+            lines.push(format!("{indent}sctp {sport} > {dport} chunk {} sum {sum:08x}", byte(rest, 12)?));
+            12
         }
         ICMP | ICMPV6 => {
             let (kind, code) = (byte(rest, 0)?, byte(rest, 1)?);

@@ -24,7 +24,9 @@ fn every_layer_that_the_builder_makes_verifies() {
         v4().udp(1, 2).no_sum().payload(b"hello"),
         v4().icmp(8, 0).rest(0x0001_0002).payload(b"ping"),
         v4().icmp(3, 4).rest(1400).quote(&v4().tcp(1, 2, ACK).payload(&[7; 100]), 28),
-        v4().raw(132).payload(&[0; 12]),
+        v4().sctp(1, 2, 1).payload(b"an INIT"),
+        v6().sctp(1, 2, 0).no_sum().payload(b"data"),
+        v4().raw(47).payload(&[0; 12]),
         v4().fragment(3, true).raw(17).payload(&[0; 16]),
         v6().tcp(1, 2, SYN),
         v6().ext(Ext::HopByHop(0))
@@ -50,6 +52,7 @@ fn one_flipped_bit_anywhere_in_an_ip_packet_is_found() {
         eth().ip("10.0.1.2", "10.96.0.10").udp(1, 2).payload(b"hello"),
         eth().ip("fd00:10:1::2", "fd00:10:96::10").udp(1, 2).payload(b"hello"),
         eth().ip("10.0.1.2", "10.96.0.10").icmp(8, 0).payload(b"hello"),
+        eth().ip("10.0.1.2", "10.96.0.10").sctp(1, 2, 0).payload(b"hello"),
     ] {
         let good = frame.bytes();
         for bit in 14 * 8..good.len() * 8 {
@@ -60,6 +63,12 @@ fn one_flipped_bit_anywhere_in_an_ip_packet_is_found() {
             assert_eq!(verify(&bad).is_err(), !uncovered, "bit {bit}: {}", show(&bad));
         }
     }
+}
+
+/// The check value of CRC-32C (RFC 3720 appendix B.4): 32 bytes of zeros, of which four are the field.
+#[test]
+fn the_crc_of_zeros() {
+    assert_eq!(bytes::crc32c(&[0; 32]), [0xaa, 0x36, 0x91, 0x8a]);
 }
 
 #[test]
@@ -94,6 +103,7 @@ fn resealing_repairs_what_was_changed() {
         eth().ip("10.0.1.2", "10.96.0.10").options(&[1; 8]).tcp(1, 2, SYN).payload(b"hello"),
         eth().ip("10.0.1.2", "10.96.0.10").udp(1, 2).payload(b"hello"),
         eth().ip("fd00:10:1::2", "fd00:10:96::10").ext(Ext::Destination(0)).icmp(128, 0).payload(b"hello"),
+        eth().ip("10.0.1.2", "10.96.0.10").sctp(1, 2, 0).payload(b"hello"),
     ] {
         let good = frame.bytes();
         let mut bytes = good.clone();

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::bytes::{fold, pseudo4, pseudo6, sum};
+use super::bytes::{crc32c, fold, pseudo4, pseudo6, sum};
 use super::dissect::{Ip, be16, byte, dissect, ip, slice};
-use super::{ICMP, ICMPV6, TCP, UDP};
+use super::{ICMP, ICMPV6, SCTP, TCP, UDP};
 
 /// Shortest Ethernet frame without its check sequence: below it, bytes behind the IP packet are padding.
 const MIN_FRAME: usize = 60;
@@ -37,6 +37,15 @@ pub fn verify(frame: &[u8]) -> Result<(), String> {
                 return if ip.src.is_ipv4() { Ok(()) } else { Err("UDP over IPv6 without a checksum".into()) };
             }
             l4_sum(&ip, l4, "UDP")
+        }
+        SCTP => {
+            let field = slice(l4, 8, 4)?;
+            // Zero: the device fills it in.
+            if field == [0; 4] || field == crc32c(l4) {
+                Ok(())
+            } else {
+                Err(format!("SCTP checksum {field:02x?}, should be {:02x?}", crc32c(l4)))
+            }
         }
         ICMP if ip.src.is_ipv4() => {
             slice(l4, 0, 8)?;
