@@ -72,7 +72,7 @@ fn noise(seed: u64) -> Result<()> {
                 let (kind, version) = rng.pick(&[([8, 0], 0x45), ([0x86, 0xdd], 0x60)]);
                 frame.splice(12..15, [kind[0], kind[1], version]);
             }
-            let hook = rng.pick(&[Hook::FromPod(12), Hook::ToPod]);
+            let hook = rng.pick(&[Hook::FromPod(12), Hook::ToPod, Hook::FromOutside, Hook::ToOutside]);
             let (decision, _) = host.run(hook, &frame, 0);
             dropped += usize::from(matches!(decision, Decision::Drop(_)));
         }
