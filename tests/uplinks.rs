@@ -240,9 +240,9 @@ fn reserved_ports(rig: &Rig) -> Result<()> {
         rig.settle()?;
         ensure!(ports(rig)? == "61000-65535", "{} is chosen", ports(rig)?);
         let reserved = setting(rig, "ip_local_reserved_ports")?;
-        ensure!(reserved == "8472,61000-65535", "{reserved} is reserved");
+        ensure!(reserved == "8472,30000-32767,61000-65535", "{reserved} is reserved");
         let status = rig.agent.status()?.context("no status")?;
-        ensure!(status["notes"].to_string().contains("61000-65535 are reserved for it"), "{}", status["notes"]);
+        ensure!(status["notes"].to_string().contains("30000-32767,61000-65535 are reserved in"), "{}", status["notes"]);
         let config = rig.agent.netlb(&["dump", "--config-only"])?;
         ensure!(config.contains("config snat=61000+4536"), "{config}");
     }

@@ -282,6 +282,17 @@ pub const fn timeout_s(current: u8) -> u32 {
     }
 }
 
+/// The same for a flow with these [`flags`]: a source port that was chosen for it is not chosen again while the other end's socket may be in
+/// TIME_WAIT, which Linux has for 60 s. An end's own ports are its own business.
+#[inline(always)]
+pub const fn timeout_of(current: u8, flags: u16) -> u32 {
+    if current == state::TIME_WAIT && flags & (self::flags::SNAT | self::flags::ROUTED) != 0 {
+        60
+    } else {
+        timeout_s(current)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

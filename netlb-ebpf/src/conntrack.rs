@@ -2,7 +2,9 @@
 
 use netlb_common::backend::{self, BackendValue};
 use netlb_common::config::Config;
-use netlb_common::conntrack::{CtKey, CtValue, REOPEN, event, flags, is_assured, is_over, state, step, timeout_s};
+use netlb_common::conntrack::{
+    CtKey, CtValue, REOPEN, event, flags, is_assured, is_over, state, step, timeout_of, timeout_s,
+};
 use netlb_common::{Addr, Reason, checksum, hash, proto};
 
 use crate::parse::Parsed;
@@ -148,7 +150,7 @@ fn partner<T: Tables>(t: &T, ct: Ct, key: &CtKey) -> Option<Ct> {
 #[inline(never)]
 fn advance<T: Tables>(t: &T, ct: Ct, key: &CtKey, next: u8, now: u32) {
     let hz = t.config().map_or(1, |c| c.hz);
-    let timeout = timeout_s(next).wrapping_mul(hz);
+    let timeout = timeout_of(next, ct.flags()).wrapping_mul(hz);
     if ct.backend() != 0 && is_over(next) != is_over(ct.state()) {
         t.add_load(ct.backend(), if is_over(next) { -1 } else { 1 });
     }

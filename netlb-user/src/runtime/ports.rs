@@ -1,7 +1,8 @@
 //! Source ports for what netlb masquerades: out of the way of NodePorts and of the host's own connections.
 //!
 //! The host takes its ports from net.ipv4.ip_local_port_range (both families). Guides advise to open that to 1024–65535, which leaves nothing: then
-//! netlb takes the range that is free by default, and keeps the host out of it by net.ipv4.ip_local_reserved_ports.
+//! netlb takes the range that is free by default, and keeps the host out of it by net.ipv4.ip_local_reserved_ports. Out of the NodePorts too: an
+//! answer to one of the host's own UDP sockets there could not be told from a request.
 
 use std::fmt;
 use std::io;
@@ -37,6 +38,12 @@ impl Ports {
     /// How many.
     pub fn count(self) -> u32 {
         u32::from(self.last) - u32::from(self.first) + 1
+    }
+
+    /// What is in both.
+    fn common(self, other: Ports) -> Option<Ports> {
+        let (first, last) = (self.first.max(other.first), self.last.min(other.last));
+        (first <= last).then_some(Ports { first, last })
     }
 
     /// What is left of these without `other`: below it, and above it.
@@ -115,16 +122,26 @@ pub fn take(node_ports: Ports, run_dir: &Path) -> (Choice, Option<String>) {
         }
     };
     let choice = choose(node_ports, local);
-    if !choice.reserve {
+    let mut wanted = Vec::new();
+    let mut why = Vec::new();
+    if choice.reserve {
+        wanted.push(choice.ports);
+        why.push(format!("masquerade has no ports beside NodePorts {node_ports}"));
+    }
+    if let Some(shared) = local.common(node_ports) {
+        wanted.push(shared);
+        why.push(format!("answers to the host's own sockets on {shared} would look like requests to NodePorts"));
+    }
+    if wanted.is_empty() {
         return (choice, None);
     }
-    let ports = choice.ports;
-    let note = match reserve(ports, run_dir) {
+    let (ports, why) = (write_list(&normal(wanted.clone())), why.join(", and "));
+    let note = match reserve(&wanted, run_dir) {
         Ok(()) => format!(
-            "net.ipv4.ip_local_port_range {local} leaves masquerade no ports beside NodePorts {node_ports}: {ports} are reserved for it in net.ipv4.ip_local_reserved_ports, until `netlb cleanup`"
+            "with net.ipv4.ip_local_port_range {local} {why}: {ports} are reserved in net.ipv4.ip_local_reserved_ports, until `netlb cleanup`"
         ),
         Err(error) => format!(
-            "net.ipv4.ip_local_port_range {local} leaves masquerade no ports beside NodePorts {node_ports}, and {ports} cannot be reserved: {error}; masqueraded flows may meet the host's own: add {ports} to net.ipv4.ip_local_reserved_ports"
+            "with net.ipv4.ip_local_port_range {local} {why}, and {ports} cannot be reserved: {error}; add {ports} to net.ipv4.ip_local_reserved_ports"
         ),
     };
     (choice, Some(note))
@@ -155,9 +172,9 @@ fn recorded(run_dir: &Path) -> io::Result<Vec<Ports>> {
     }
 }
 
-fn reserve(ports: Ports, run_dir: &Path) -> io::Result<()> {
+fn reserve(ports: &[Ports], run_dir: &Path) -> io::Result<()> {
     let before = read_reserved()?;
-    let new = difference(&[ports], &before);
+    let new = difference(ports, &before);
     if new.is_empty() {
         return Ok(());
     }
@@ -215,6 +232,14 @@ mod tests {
             let choice = choose(ports(node_ports), ports(local));
             assert_eq!((choice.ports, choice.reserve), (ports(want), reserve), "NodePorts {node_ports}, local {local}");
         }
+    }
+
+    #[test]
+    fn what_two_ranges_share() {
+        let common = |a, b| ports(a).common(ports(b)).map(|c| c.to_string());
+        assert_eq!(common("30000-32767", "1024-65535").as_deref(), Some("30000-32767"));
+        assert_eq!(common("30000-32767", "32767-60999").as_deref(), Some("32767"));
+        assert_eq!(common("30000-32767", "32768-60999"), None);
     }
 
     #[test]
