@@ -19,7 +19,7 @@ const INIT: &str = include_str!("init.sh");
 /// Folders and files below a kernel's `kernel` folder that are taken along.
 const MODULES: [&str; 6] = ["net", "lib", "crypto", "arch/x86/crypto", "drivers/net/veth", "drivers/net/dummy"];
 /// Programs of this machine that tests start.
-const PROGRAMS: [&str; 2] = ["nft", "tc"];
+const PROGRAMS: [&str; 3] = ["ip", "nft", "tc"];
 /// Files that tests read while they run.
 const FILES: [&str; 1] = ["tests/lacks.txt"];
 
