@@ -191,7 +191,10 @@ fn way<P: Packet, T: Tables>(
         return Ok(way);
     }
     if masquerade {
+        // Hidden where it leaves the stack. On the redirect road an answer that does not fit the client's device could not be left to the stack: it is
+        // addressed to the node.
         way.flags = flags::MASQUERADE;
+        return Ok(way);
     }
     // A packet's source proves nothing: the client is the pod behind the device, and only if the address is that pod's.
     let client = match t.endpoint_by_ifindex(device.ifindex()) {
@@ -205,10 +208,7 @@ fn way<P: Packet, T: Tables>(
     (way.hop, way.client) = (b.endpoint, client);
     if config.flags & config::flags::REDIRECT != 0 {
         way.flags = flags::REDIRECT;
-        if masquerade {
-            way.source = node_address(t, config, 0, b.addr.is_v4())?;
-        }
-    } else if !masquerade && to.bridge != 0 && to.bridge == from.bridge {
+    } else if to.bridge != 0 && to.bridge == from.bridge {
         way.flags = flags::BRIDGED;
     }
     Ok(way)

@@ -86,10 +86,10 @@ pub fn enter<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Verdict 
     if done { verdict } else { Verdict::drop(Reason::REWRITE_FAILED) }
 }
 
-/// An error that the stack sends out.
+/// An error that the stack sends out. [`Verdict::SKIP`]: about no flow that is known.
 #[inline(always)]
 pub fn leave<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Verdict {
-    let Some(quote) = find(p, t, parsed) else { return Verdict::PASS };
+    let Some(quote) = find(p, t, parsed) else { return Verdict::SKIP };
     if !conntrack::leaves(&quote.ct) || quote.ct.is(flags::ROUTED) {
         return Verdict::PASS;
     }

@@ -29,7 +29,10 @@ pub fn leave<P: Detour, T: Tables>(p: &mut P, t: &T, device: Device) -> Verdict 
     }
     let parsed = fragment::follow(t, parsed, key);
     if parsed.icmp_error() {
-        return p.error_leaving(t, parsed);
+        let verdict = p.error_leaving(t, parsed);
+        if verdict != Verdict::SKIP {
+            return verdict;
+        }
     }
     let mut flow = None;
     if parsed.has_ports() {

@@ -9,7 +9,7 @@ use netlb_common::backend::{self, BackendValue};
 use netlb_common::config::{self, Cidr, Config, MAX_CIDRS};
 use netlb_common::conntrack::{CtKey, CtValue};
 use netlb_common::endpoint::EndpointValue;
-use netlb_common::frontend::{FrontendKey, FrontendValue};
+use netlb_common::frontend::{FrontendKey, FrontendValue, flags};
 use netlb_common::maps::{self, name, program as names};
 use netlb_common::{Addr, Port, proto};
 
@@ -129,7 +129,11 @@ impl Production {
             self.insert(name::ENDPOINT_BY_ADDR, Addr::from_ip(family.server()), SERVER)?;
             for service in 0..SERVICES {
                 let vip = vip(family, service);
-                self.insert(name::FRONTENDS, FrontendKey::address(vip), frontend(0, 0, 0))?;
+                self.insert(
+                    name::FRONTENDS,
+                    FrontendKey::address(vip),
+                    FrontendValue { flags: flags::VIP, ..frontend(0, 0, 0) },
+                )?;
                 for proto in [proto::TCP, proto::UDP] {
                     backend_id += 1;
                     self.set(name::BACKENDS, backend_id, backend(family, proto, backend_id))?;
@@ -170,7 +174,9 @@ impl Production {
 
 /// The plain map behind aya's typed variants.
 fn data(map: &Map) -> Result<&MapData> {
-    let (Map::Array(data) | Map::PerCpuArray(data) | Map::HashMap(data) | Map::LruHashMap(data)) = map else {
+    let (Map::Array(data) | Map::PerCpuArray(data) | Map::HashMap(data) | Map::LruHashMap(data) | Map::LpmTrie(data)) =
+        map
+    else {
         bail!("a map of netlb's object is of a kind the contract does not have");
     };
     Ok(data)

@@ -15,7 +15,12 @@ pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for c in Cast::BOTH {
         for door in Door::EXTERNAL {
-            cases.extend([elsewhere(c, door), local_stack(c, door), local_redirect(c, door), hairpin(c, door)]);
+            cases.extend([
+                elsewhere(c, door),
+                local(c, door, Road::Stack),
+                local(c, door, Road::Redirect),
+                hairpin(c, door),
+            ]);
             cases.extend([spared(c, door), from_outside_local(c, door), kept(c, door)]);
         }
         cases.extend([elsewhere_udp(c), all(c), not_all(c), cidrs(c), cidrs_at_the_uplink(c), devices(c)]);
@@ -96,15 +101,17 @@ fn elsewhere_udp(c: Cast) -> Case {
     .send_all(home(c, door, answer.no_sum(), from_outside))
 }
 
-fn local_stack(c: Cast, door: Door) -> Case {
+fn local(c: Cast, door: Door, road: Road) -> Case {
     let inside = c.of(&BACKEND);
     let there = |flags: u8| out(c, ask(c, door, flags, b""), inside, to_pod);
     let back = |flags: u8| home(c, door, answer(c, inside, flags, b""), |f| from_pod(&BACKEND, f));
     let [dnat, snat] = there(SYN);
     let [dnat_ack, snat_ack] = there(ACK);
-    let name =
-        format!("With kube-proxy's masquerade a backend here sees the node too: stack road, {door:?} ({})", c.family());
-    case(name, c.doors(Road::Stack, &[inside]).masquerade_local())
+    let name = format!(
+        "With kube-proxy's masquerade a backend here sees the node too, by the stack: {road:?} road open, {door:?} ({})",
+        c.family()
+    );
+    case(name, c.doors(road, &[inside]).masquerade_local())
         .send(dnat.opens())
         .send(snat.masquerades())
         .send_all(back(SYN | ACK))
@@ -112,31 +119,6 @@ fn local_stack(c: Cast, door: Door) -> Case {
         .send(snat_ack.promotes())
         .send_all(back(FIN | ACK))
         .send_all(there(FIN | ACK))
-        .state(state::TIME_WAIT)
-}
-
-fn local_redirect(c: Cast, door: Door) -> Case {
-    let inside = c.of(&BACKEND);
-    let there = |flags: u8| {
-        let request = ask(c, door, flags, b"");
-        let seen = hidden(c, c.for_backend(request.clone(), inside));
-        Road::Redirect.send(from_pod(&CLIENT, request), &BACKEND, seen)
-    };
-    let back = |flags: u8| {
-        let answer = answer(c, inside, flags, b"").macs(BACKEND.host_mac, BACKEND.mac);
-        let seen = c.by_door(answer.clone(), door).dst(c.of(&CLIENT)).dport(PORT);
-        Road::Redirect.send(from_pod(&BACKEND, answer), &CLIENT, seen)
-    };
-    let name = format!(
-        "With kube-proxy's masquerade a backend here sees the node too: redirect road, {door:?} ({})",
-        c.family()
-    );
-    case(name, c.doors(Road::Redirect, &[inside]).masquerade_local())
-        .send(there(SYN).opens_masqueraded())
-        .send(back(SYN | ACK))
-        .send(there(ACK).promotes())
-        .send(there(FIN | ACK))
-        .send(back(FIN | ACK))
         .state(state::TIME_WAIT)
 }
 
