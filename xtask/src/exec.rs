@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use netlb_testnode::agent::PIN_PATH;
 use netlb_testnode::control::{self, Request};
 use netlb_testnode::enter;
-use netlb_testnode::state::{self, RunFile};
+use netlb_testnode::state::{RunFile, TEST_NODES};
 
 use crate::sudo;
 
@@ -102,7 +102,7 @@ pub(crate) fn kill(args: &KillArgs) -> Result<ExitCode> {
 /// Removes what dead runs left.
 pub(crate) fn clean() -> Result<ExitCode> {
     sudo::become_root(false)?;
-    let removed = state::clean()?;
+    let removed = TEST_NODES.clean(|_| Ok(Vec::new()))?;
     if removed.is_empty() {
         println!("Nothing to clean.");
     }
@@ -121,7 +121,7 @@ fn ask(id: Option<&str>, request: &Request) -> Result<ExitCode> {
 
 /// The newest live run, or the one with this id.
 fn find(id: Option<&str>) -> Result<(PathBuf, RunFile)> {
-    let mut runs = state::live()?;
+    let mut runs = TEST_NODES.live::<RunFile>()?;
     let known: Vec<String> = runs.iter().map(|(_, run)| run.id.clone()).collect();
     match id {
         None => runs.pop().context("no run is live; start one with `cargo xtask run` in another terminal"),

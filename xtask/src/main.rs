@@ -3,6 +3,7 @@
 
 mod bench;
 mod build;
+mod cluster;
 mod exec;
 mod lint;
 mod preflight;
@@ -41,6 +42,9 @@ enum Command {
     Scale(exec::ScaleArgs),
     /// Kill a pod's process in a live run, and see it replaced
     Kill(exec::KillArgs),
+    /// A real Kubernetes cluster in network namespaces
+    #[command(subcommand)]
+    Cluster(cluster::Command),
     /// Remove what killed runs left: empty cgroups and folders, never those of live runs
     Clean,
     /// Install what is missing: nightly toolchain, rust-src, bpf-linker, Debian packages
@@ -84,6 +88,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Netlb(args) => exec::netlb(&args),
         Command::Scale(args) => exec::scale(&args),
         Command::Kill(args) => exec::kill(&args),
+        Command::Cluster(command) => cluster::cluster(command),
         Command::Clean => exec::clean(),
         Command::Setup => setup::setup().map(|_| ExitCode::SUCCESS),
         Command::Build => build::build().map(|()| ExitCode::SUCCESS),

@@ -113,16 +113,18 @@ pub(crate) fn packages(programs: &[(&str, &'static str)]) -> Result<()> {
         bail!("these packages are missing: {list}; as root, do `apt-get install {list}`");
     }
     say(&format!("installing the packages {list}"));
-    let apt = |arguments: &[&str]| {
-        let mut command = Command::new(if sudo::is_root() { "env" } else { "sudo" });
-        command.args((!sudo::is_root()).then_some("env"));
-        command.arg("DEBIAN_FRONTEND=noninteractive").arg("apt-get").args(arguments);
-        sh::run(&mut command)
-    };
     apt(&["update", "-q"])?;
     let mut install = vec!["install", "-q", "-y", "--no-install-recommends"];
     install.extend(missing);
     apt(&install)
+}
+
+/// Runs apt-get as root, without questions.
+pub(crate) fn apt(arguments: &[&str]) -> Result<()> {
+    let mut command = Command::new(if sudo::is_root() { "env" } else { "sudo" });
+    command.args((!sudo::is_root()).then_some("env"));
+    command.arg("DEBIAN_FRONTEND=noninteractive").arg("apt-get").args(arguments);
+    sh::run(&mut command)
 }
 
 /// Says what is being installed.

@@ -7,8 +7,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use netlb_testnode::cgroup;
-use netlb_testnode::state::{self, RunFile};
+use netlb_testnode::state::{RunFile, TEST_NODES};
 
 fn xtask(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
@@ -30,7 +29,7 @@ fn text(output: &Output) -> String {
 fn wait_for_pods(child: &Child) -> (PathBuf, RunFile) {
     let deadline = Instant::now() + Duration::from_secs(60);
     while Instant::now() < deadline {
-        let live = state::live().expect("the list of live runs");
+        let live = TEST_NODES.live::<RunFile>().expect("the list of live runs");
         if let Some(found) = live.into_iter().find(|(_, run)| run.pid == child.id() && !run.pods.is_empty()) {
             return found;
         }
@@ -48,7 +47,7 @@ fn namespaces() -> BTreeSet<PathBuf> {
 }
 
 fn group(run: &RunFile) -> PathBuf {
-    cgroup::mount_point().expect("cgroup2").join(format!("{}{}", cgroup::RUN_PREFIX, run.id))
+    TEST_NODES.cgroup(&run.id).expect("cgroup2")
 }
 
 fn processes(group: &Path) -> Vec<u32> {

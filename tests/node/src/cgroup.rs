@@ -7,9 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-/// What run groups are called: this and the run's id.
-pub const RUN_PREFIX: &str = "netlb-run-";
-
 /// A cgroup2 directory that is emptied and removed, with all below it, when the value is dropped.
 #[derive(Debug)]
 pub struct Cgroup {

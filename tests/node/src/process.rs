@@ -13,6 +13,8 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::sethostname;
 
 use crate::cgroup::Cgroup;
 use crate::netns::{MountNs, NetNs};
@@ -66,13 +68,35 @@ impl Place {
     /// # Errors
     /// When the namespaces cannot be entered.
     pub fn new(name: &str, net: NetNs, mount: Option<MountNs>, cgroup: Option<Arc<Cgroup>>) -> Result<Self> {
+        Self::start(name, net, mount, cgroup, false)
+    }
+
+    /// As [`Place::new`], with `name` as the host name that processes see.
+    ///
+    /// # Errors
+    /// As [`Place::new`], and when the caller may not make a UTS namespace.
+    pub fn host(name: &str, net: NetNs, mount: MountNs, cgroup: Arc<Cgroup>) -> Result<Self> {
+        Self::start(name, net, Some(mount), Some(cgroup), true)
+    }
+
+    fn start(
+        name: &str,
+        net: NetNs,
+        mount: Option<MountNs>,
+        cgroup: Option<Arc<Cgroup>>,
+        named: bool,
+    ) -> Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>();
         let (ready, entered) = mpsc::sync_channel(1);
         let namespace = net.clone();
+        let hostname = named.then(|| name.to_owned());
         std::thread::Builder::new()
             .name(format!("place-{name}"))
             .spawn(move || {
-                let result = namespace.enter().and_then(|()| mount.map_or(Ok(()), |mount| mount.enter()));
+                let result = namespace
+                    .enter()
+                    .and_then(|()| mount.map_or(Ok(()), |mount| mount.enter()))
+                    .and_then(|()| hostname.map_or(Ok(()), |hostname| take_name(&hostname)));
                 let failed = result.is_err();
                 if ready.send(result).is_err() || failed {
                     return;
@@ -202,6 +226,12 @@ impl Place {
             }
         })
     }
+}
+
+/// Gives the calling thread, and what it starts, a host name of its own.
+fn take_name(hostname: &str) -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWUTS).context("cannot make a UTS namespace; run as root")?;
+    sethostname(hostname).with_context(|| format!("cannot take the host name {hostname}"))
 }
 
 /// A running child; dropped, it is killed and reaped.

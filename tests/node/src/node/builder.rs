@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex};
 use anyhow::{Context, Result, bail};
 
 use super::{State, TestNode};
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::Cgroup;
 use crate::cluster::Cluster;
 use crate::helper::Helper;
 use crate::process::Stop;
 use crate::source::SourceDir;
-use crate::state::StateDir;
+use crate::state::{StateDir, TEST_NODES};
 use crate::topology::{self, Node, Outside, PodNetwork, Wires};
 
 /// How a test node is to be. Made by [`TestNode::builder`].
@@ -110,8 +110,8 @@ impl Builder {
         let mut wires = self.wires;
         wires.bridge_netfilter = self.bridge_netfilter.unwrap_or(wires.pod_network == PodNetwork::Bridge);
 
-        let folder = StateDir::create()?;
-        let cgroup = Cgroup::create(cgroup::mount_point()?.join(format!("{}{}", cgroup::RUN_PREFIX, folder.id())))?;
+        let folder = StateDir::create(TEST_NODES)?;
+        let cgroup = Cgroup::create(TEST_NODES.cgroup(folder.id())?)?;
         let outside = Outside::new(&cgroup)?;
         let mut nodes = Vec::new();
         for number in 1..=self.nodes {
