@@ -1,5 +1,6 @@
 //! What the agent was asked to do: flags and a file of the same names, put together and checked once.
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use crate::delivery::Mode;
 use crate::devices::detector::{self, Detector, Masquerade};
 use crate::devices::node_addresses::NodePortAddresses;
 use crate::health;
+use crate::k8s::Access;
 use crate::model::{Cidr, Family, Scheduler};
 use crate::runtime::mounts;
 use crate::runtime::ports::Ports;
@@ -35,7 +37,15 @@ pub struct Settings {
     #[arg(long, value_name = "DIR")]
     pub source: Option<PathBuf>,
 
-    /// This node's name in the cluster [default: the host name]
+    /// Credentials for the API server that says what there is [default, without --source: the pod's service account]
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// The API server's real address, not its Service's, which may wait for netlb [default: as the credentials say]
+    #[arg(long, value_name = "URL")]
+    pub api_server: Option<String>,
+
+    /// This node's name in the cluster [default: $NODE_NAME, else the host name]
     #[arg(long, value_name = "NAME")]
     pub node_name: Option<String>,
 
@@ -43,7 +53,7 @@ pub struct Settings {
     #[arg(long, value_name = "DIR")]
     pub pin_path: Option<PathBuf>,
 
-    /// Folder for status.json and names.json [default: /run/netlb]
+    /// Folder for status.json, names.json and api-servers.json [default: /run/netlb]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
 
@@ -147,10 +157,28 @@ pub enum Accel {
     All,
 }
 
+/// Who says what there is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// A folder of manifests.
+    Folder(PathBuf),
+    /// An API server.
+    Cluster(Access),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Folder(path) => write!(f, "folder {}", path.display()),
+            Source::Cluster(access) => write!(f, "API server ({access})"),
+        }
+    }
+}
+
 /// The settings, complete and checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
-    pub source: PathBuf,
+    pub source: Source,
     pub node_name: String,
     pub pin_path: PathBuf,
     pub run_dir: PathBuf,
@@ -181,8 +209,14 @@ pub struct Config {
 pub enum ConfigError {
     #[error("--config {path}: {reason}; fields are named like flags, e.g. `max-services: 1000`")]
     File { path: String, reason: String },
-    #[error("no source: name the folder of Kubernetes objects with --source DIR, or `source:` in the file of --config")]
+    #[error(
+        "no source: name the API server's credentials with --kubeconfig FILE, or run in a pod with a service account, or name a folder of Kubernetes objects with --source DIR (in the file of --config: `kubeconfig:`, `source:`)"
+    )]
     NoSource,
+    #[error("--source and --{flag} are two sources; name one")]
+    TwoSources { flag: &'static str },
+    #[error("--kubeconfig {path} is not a file; make it, or name another")]
+    KubeconfigIsNoFile { path: String },
     #[error("no node name: name the node with --node-name NAME")]
     NoNodeName,
     #[error("--source {path} is not a folder; make it, or name another")]
@@ -238,6 +272,8 @@ impl Settings {
     pub fn over(self, below: Settings) -> Settings {
         Settings {
             source: self.source.or(below.source),
+            kubeconfig: self.kubeconfig.or(below.kubeconfig),
+            api_server: self.api_server.or(below.api_server),
             node_name: self.node_name.or(below.node_name),
             pin_path: self.pin_path.or(below.pin_path),
             run_dir: self.run_dir.or(below.run_dir),
@@ -271,12 +307,10 @@ impl Settings {
     /// The first setting that cannot be.
     pub fn check(self) -> Result<Config, ConfigError> {
         let detector = self.detector()?;
-        let source = self.source.ok_or(ConfigError::NoSource)?;
-        if !source.is_dir() {
-            return Err(ConfigError::SourceIsNoFolder { path: source.display().to_string() });
-        }
+        let source = source(self.source, self.kubeconfig, self.api_server)?;
         // As kubelet names its Node.
-        let node_name = self.node_name.or_else(host_name).map(|name| name.trim().to_lowercase());
+        let named = || std::env::var("NODE_NAME").ok().filter(|name| !name.trim().is_empty());
+        let node_name = self.node_name.or_else(named).or_else(host_name).map(|name| name.trim().to_lowercase());
         let node_name = node_name.filter(|name| !name.is_empty()).ok_or(ConfigError::NoNodeName)?;
         let scheduler = match self.scheduler {
             Some(word) => Scheduler::parse(&word).ok_or(ConfigError::Scheduler { word })?,
@@ -327,6 +361,21 @@ impl Settings {
             max_backends: entries("max-backends", self.max_backends, capacity::BACKENDS)?,
             max_conntrack: entries("max-conntrack", self.max_conntrack, capacity::CT)?,
         })
+    }
+}
+
+fn source(folder: Option<PathBuf>, kubeconfig: Option<PathBuf>, server: Option<String>) -> Result<Source, ConfigError> {
+    match (folder, kubeconfig) {
+        (Some(_), Some(_)) => Err(ConfigError::TwoSources { flag: "kubeconfig" }),
+        (Some(_), None) if server.is_some() => Err(ConfigError::TwoSources { flag: "api-server" }),
+        (Some(folder), None) if folder.is_dir() => Ok(Source::Folder(folder)),
+        (Some(folder), None) => Err(ConfigError::SourceIsNoFolder { path: folder.display().to_string() }),
+        (None, Some(file)) if !file.is_file() => {
+            Err(ConfigError::KubeconfigIsNoFile { path: file.display().to_string() })
+        }
+        (None, Some(file)) => Ok(Source::Cluster(Access { kubeconfig: Some(file), server })),
+        (None, None) if Access::in_cluster() => Ok(Source::Cluster(Access { kubeconfig: None, server })),
+        (None, None) => Err(ConfigError::NoSource),
     }
 }
 
@@ -444,7 +493,14 @@ mod tests {
         let good =
             || Settings { source: Some(dir.path().to_owned()), node_name: Some("n".to_owned()), ..Settings::default() };
         let say = |settings: Settings| settings.check().expect_err("refused").to_string();
-        assert!(say(Settings::default()).contains("--source DIR"));
+        for way in ["--source DIR", "--kubeconfig FILE", "service account"] {
+            assert!(say(Settings::default()).contains(way), "{way}");
+        }
+        let kubeconfig = Some("/nowhere".into());
+        assert!(say(Settings { kubeconfig: kubeconfig.clone(), ..good() }).contains("--source and --kubeconfig"));
+        assert!(say(Settings { kubeconfig, ..Settings::default() }).contains("--kubeconfig /nowhere is not a file"));
+        let api_server = Some("https://10.0.0.1".to_owned());
+        assert!(say(Settings { api_server, ..good() }).contains("--source and --api-server"));
         assert!(say(Settings { accel: Some(Accel::Xdp), ..good() }).contains("--accel xdp is not built yet"));
         assert!(say(Settings { source: Some("/nowhere".into()), ..good() }).contains("not a folder"));
         let nodeport_addresses = Some(vec!["10.0.0.7".to_owned()]);

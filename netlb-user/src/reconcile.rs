@@ -17,19 +17,21 @@ use netlb_common::config::flags;
 use netlb_common::proto;
 
 use crate::bpf::probe;
-use crate::config::Config;
+use crate::config::{Config, Source};
 use crate::delivery::{self, Delivery, Findings, Road};
 use crate::devices::scan::scan;
 use crate::devices::select::Wishes;
 use crate::devices::{Picture, watch::ScanFailed};
 use crate::devices::{node_addresses, uplinks};
 use crate::health::{Addresses, Feed};
+use crate::k8s::{SourceFailure, SourceNews};
 use crate::model::{Change, HostState, NodeName, NodeSpec, PodAddresses, PodDevice, Problem};
 use crate::netlink::Netlink;
 use crate::observe::sockets::{self, UdpBackend};
 use crate::observe::sweep::{Sweep, Sweeper, UdpPorts};
 use crate::plan::{Controller, MapOp, NodeConfig, Plan};
 use crate::runtime::ports::Ports;
+use crate::runtime::random;
 use crate::store::{KernelStore, MapStore as _};
 
 pub use programs::Programs;
@@ -52,10 +54,8 @@ const IDLE: Duration = Duration::from_secs(3600);
 /// What another thread has to say.
 #[derive(Debug)]
 pub enum Event {
-    /// The source was read whole, again.
+    /// What the source says now, or why it cannot be read.
     Source(SourceNews),
-    /// The source could not be read; what it said before holds.
-    SourceFailed(String),
     Devices(Result<Picture, ScanFailed>),
     /// What the host's stack has a say in, and what its forwarding lacks.
     Host(Findings, Vec<String>),
@@ -63,16 +63,6 @@ pub enum Event {
     Health,
     /// The agent shall end.
     End(&'static str),
-}
-
-/// A state of the source, as differences from the state before.
-#[derive(Debug, Default)]
-pub struct SourceNews {
-    pub changes: Vec<Change>,
-    /// What is wrong with the source, all of it.
-    pub problems: Vec<Problem>,
-    /// Name of the state.
-    pub revision: Option<String>,
 }
 
 /// The agent's one worker.
@@ -92,7 +82,7 @@ pub struct Reconciler {
     hz: u32,
 
     source_problems: Vec<Problem>,
-    source_failure: Option<String>,
+    source_failure: Option<SourceFailure>,
     /// The state of the source that the controller knows, and the last whose plan was written whole.
     revision: Option<String>,
     applied: Option<String>,
@@ -164,7 +154,8 @@ impl Reconciler {
         Ok(Reconciler {
             netlink: Netlink::open(libc::NETLINK_ROUTE)?,
             netns_cookie: probe::netns_cookie(&config.cgroup)?,
-            seed: old.map_or_else(random, |config| config.seed),
+            // Any seed for the flow hash will do, so long as nobody outside can guess it.
+            seed: old.map_or_else(|| random::number() as u32, |config| config.seed),
             hz,
             config,
             controller,
@@ -254,18 +245,20 @@ impl Reconciler {
         round.news = true;
         match event {
             Event::Source(news) => {
+                if !news.changes.is_empty() {
+                    self.health.queued();
+                    round.source = true;
+                }
                 round.changes.extend(news.changes);
                 self.source_problems = news.problems;
-                self.source_failure = None;
                 self.revision = news.revision;
-                self.health.queued();
-                round.source = true;
-            }
-            Event::SourceFailed(reason) => {
-                if self.source_failure.as_ref() != Some(&reason) {
-                    tracing::warn!("{reason}; what the source said before holds");
+                match (&self.source_failure, &news.failure) {
+                    (None, None) => {}
+                    (Some(_), None) => tracing::info!("the source can be followed again"),
+                    (Some(before), Some(now)) if before.reason == now.reason => {}
+                    (_, Some(now)) => tracing::warn!("{}; what the source said before holds", now.reason),
                 }
-                self.source_failure = Some(reason);
+                self.source_failure = news.failure;
             }
             Event::Devices(Ok(picture)) => {
                 self.scan_failure = None;
@@ -347,7 +340,8 @@ impl Reconciler {
         }
         if in_step && self.read_whole {
             self.health.applied(self.controller.world());
-        } else {
+        } else if self.read_whole || matches!(self.config.source, Source::Folder(_)) {
+            // While the API server has said nothing yet, there is nothing to apply: the proxy is well, as kube-proxy is.
             self.health.queued();
         }
         let swept = self.sweep();
@@ -595,10 +589,4 @@ struct Round {
 
 fn uplink_names(picture: &Picture) -> impl Iterator<Item = &str> {
     uplinks::uplinks(&picture.others).map(|(_, uplink)| uplink.name.as_str())
-}
-
-/// A seed for the flow hash: any will do, so long as nobody outside can guess it.
-fn random() -> u32 {
-    use std::hash::{BuildHasher as _, RandomState};
-    RandomState::new().hash_one(std::process::id()) as u32
 }

@@ -11,24 +11,30 @@ use clap::Args;
 
 use crate::bpf::pins::{Capacities, KeptCapacity, Pins};
 use crate::bpf::probe::Features;
-use crate::config::{Config, Settings};
+use crate::config::{Config, Settings, Source};
 use crate::delivery;
 use crate::devices::select::Wishes;
 use crate::devices::watch;
 use crate::health::{self, Feed, Health};
-use crate::k8s::{Folder, Snapshot, Watcher};
+use crate::k8s::{Cluster, Folder, Snapshot, SourceFailure, SourceNews, Watcher};
 use crate::model::NodeName;
 use crate::observe::sweep::Sweeper;
-use crate::reconcile::{Event, Programs, Reconciler, SourceNews, Start};
+use crate::reconcile::{Event, Programs, Reconciler, Start};
 use crate::runtime::lock::DirLock;
 use crate::runtime::{ports, preflight, signals, telemetry};
 use crate::store::KernelStore;
+
+/// Where the API servers' addresses are kept, in the run directory.
+const API_SERVERS: &str = "api-servers.json";
 
 /// How often the host's filters are looked at.
 const LOOK: Duration = Duration::from_secs(10);
 
 const EXAMPLES: &str = "\
 Examples:
+  netlb agent                                     in a pod: the cluster's API server, by service account
+  netlb agent --api-server https://10.0.0.1:6443  the same where nothing serves the API server's own Service yet
+  netlb agent --kubeconfig /etc/netlb/kubeconfig
   netlb agent --source ./objects --node-name node1
   netlb agent --config /etc/netlb/agent.yaml --delivery stack
   netlb agent --source ./objects --detached       fill the maps, attach nothing
@@ -90,7 +96,7 @@ fn work(config: Config) -> anyhow::Result<()> {
         detector: config.detector.clone(),
         cookies: config.socket_accel,
     };
-    let source = config.source.clone();
+    let (source, api_servers) = (config.source.clone(), config.run_dir.join(API_SERVERS));
     let opened = events.clone();
     // Nobody listens any more once the agent ends.
     let health = Health::start(config.healthz, health::TIMEOUT, health::system_clock(), move || {
@@ -99,7 +105,7 @@ fn work(config: Config) -> anyhow::Result<()> {
     .context("the thread that answers health checks cannot be started")?;
     let here = NodeName::new(&config.node_name);
     let start = Start {
-        health: Feed::new(health.clone(), here),
+        health: Feed::new(health.clone(), here.clone()),
         store: KernelStore::open(&pins)?,
         sweeper: Sweeper::open(&pins)?,
         wishes: wishes.clone(),
@@ -114,7 +120,13 @@ fn work(config: Config) -> anyhow::Result<()> {
     watch::start(wishes, move |news| devices.send(Event::Devices(news)).is_ok())
         .context("the kernel's notifications about devices cannot be had")?;
     look_at_host(events.clone())?;
-    let _watcher = follow_source(source, health, events)?;
+    let _followed = match source {
+        Source::Folder(folder) => Followed::Folder(follow_source(folder, health, events)?),
+        Source::Cluster(access) => {
+            let tell = move |news| tell(news, &health, &events);
+            Followed::Cluster(Cluster::follow(access, here, &api_servers, tell)?)
+        }
+    };
     reconciler.run(&inbox)
 }
 
@@ -122,7 +134,7 @@ fn say_start(config: &Config) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = %config.node_name,
-        source = %config.source.display(),
+        source = %config.source,
         pins = %config.pin_path.display(),
         run_dir = %config.run_dir.display(),
         cgroup = %config.cgroup.display(),
@@ -163,10 +175,26 @@ fn look_at_host(events: Sender<Event>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What goes on in the background until the agent ends.
+enum Followed {
+    Folder(#[expect(dead_code, reason = "works until it is dropped")] Watcher),
+    Cluster(#[expect(dead_code, reason = "works until it is dropped")] Cluster),
+}
+
+/// Passes on what a source says.
+fn tell(news: SourceNews, health: &Health, events: &Sender<Event>) {
+    if !news.changes.is_empty() {
+        // Here too: the loop may never come to hear of it.
+        health.all_queued();
+    }
+    // Nobody listens any more once the agent ends.
+    drop(events.send(Event::Source(news)));
+}
+
 /// Reads the source, now and whenever it changes, and tells what is different.
 fn follow_source(source: PathBuf, health: Health, events: Sender<Event>) -> anyhow::Result<Watcher> {
     let reader =
-        Arc::new(Mutex::new(Reader { folder: Folder::new(&source), last: None, failed: false, health, events }));
+        Arc::new(Mutex::new(Reader { folder: Folder::new(&source), last: None, failure: None, health, events }));
     let again = Arc::clone(&reader);
     let read = |reader: &Mutex<Reader>| reader.lock().unwrap_or_else(PoisonError::into_inner).read();
     let watcher = Watcher::new(&source, move || read(&again)).context("the source cannot be watched")?;
@@ -178,35 +206,38 @@ struct Reader {
     folder: Folder,
     last: Option<Snapshot>,
     /// The last reading failed: the next good one is told even if it says what was known.
-    failed: bool,
+    failure: Option<SourceFailure>,
     health: Health,
     events: Sender<Event>,
 }
 
 impl Reader {
     fn read(&mut self) {
-        let event = match self.folder.read() {
+        let news = match self.folder.read() {
             Ok(snapshot) => {
-                if self.last.as_ref() == Some(&snapshot) && !std::mem::take(&mut self.failed) {
+                let failed = self.failure.take().is_some();
+                if self.last.as_ref() == Some(&snapshot) && !failed {
                     return;
                 }
                 let changes = match &self.last {
                     Some(last) => snapshot.changes_since(last),
                     None => snapshot.changes_since(&Snapshot::default()),
                 };
-                let news =
-                    SourceNews { changes, problems: snapshot.problems.clone(), revision: snapshot.revision.clone() };
+                let (problems, revision) = (snapshot.problems.clone(), snapshot.revision.clone());
                 self.last = Some(snapshot);
-                // Here too: the loop may never come to hear of it.
-                self.health.all_queued();
-                Event::Source(news)
+                SourceNews { changes, problems, revision, failure: None }
             }
             Err(error) => {
-                self.failed = true;
-                Event::SourceFailed(error.to_string())
+                self.failure = Some(SourceFailure::again(error.to_string(), self.failure.as_ref()));
+                let last = self.last.as_ref();
+                SourceNews {
+                    changes: Vec::new(),
+                    problems: last.map(|last| last.problems.clone()).unwrap_or_default(),
+                    revision: last.and_then(|last| last.revision.clone()),
+                    failure: self.failure.clone(),
+                }
             }
         };
-        // Nobody listens any more once the agent ends.
-        drop(self.events.send(event));
+        tell(news, &self.health, &self.events);
     }
 }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::net::IpAddr;
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -28,6 +29,8 @@ pub(super) struct StatusArgs {
 struct Shown {
     /// The agent that wrote it still runs.
     alive: bool,
+    /// Seconds since 1970.
+    now: u64,
     #[serde(flatten)]
     status: Status,
 }
@@ -45,7 +48,8 @@ pub(super) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         }
         Err(e) => return Err(e).with_context(|| format!("{}", status::path(run_dir).display())),
     };
-    let shown = Shown { alive: status::is_alive(status.pid), status };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let shown = Shown { alive: status::is_alive(status.pid), now, status };
     match args.output {
         Format::Json => print_json(&shown)?,
         Format::Table => print(&text(&shown))?,
@@ -74,7 +78,12 @@ fn text(shown: &Shown) -> String {
     };
     let serving = words(&mut s.node_port_addresses.iter());
     line("node", &format!("{}, {}, NodePorts on {serving}", s.node, words(&mut s.node_addresses.iter())));
-    line("source", &format!("revision {}", s.revision.as_deref().unwrap_or("(none)")));
+    let revision = s.revision.as_deref().unwrap_or("(none)");
+    let failure = s.source.failure.as_ref().map(|failure| {
+        let time = words_of_time(shown.now.saturating_sub(failure.since));
+        format!("; NOT FOLLOWED for {time}: {}", failure.reason)
+    });
+    line("source", &format!("{}, revision {revision}{}", s.source.from, failure.unwrap_or_default()));
     line("services", &format!("{} Services, {} backends", s.services, s.backends));
     if let Some(d) = &s.delivery {
         line("delivery", &format!("{} road (--delivery {}): {}", d.road.name(), d.mode.name(), d.why));
@@ -121,6 +130,16 @@ fn text(shown: &Shown) -> String {
     text
 }
 
+/// Two units of a time, the largest first.
+fn words_of_time(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m {}s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}h {}m", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{}d {}h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
 fn section<'a>(text: &mut String, title: &str, lines: impl ExactSizeIterator<Item = &'a str>) {
     if lines.len() > 0 {
         let _ = writeln!(text, "\n{title} ({})", lines.len());
@@ -133,15 +152,17 @@ fn section<'a>(text: &mut String, title: &str, lines: impl ExactSizeIterator<Ite
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::k8s::SourceFailure;
+    use crate::observe::status::SourceStatus;
 
     #[test]
     fn everything_a_person_must_know_is_said() {
-        let mut shown = Shown { alive: true, status: status::tests::sample() };
+        let mut shown = Shown { alive: true, now: 1_700_000_000, status: status::tests::sample() };
         let want = "\
 agent       ready
 version     netlb 0.1.0, maps version 1, kernel 6.18.0, pid 4242
 node        node1, 192.168.99.11, NodePorts on 192.168.99.11
-source      revision 42
+source      folder /objects, revision 42
 services    5 Services, 12 backends
 delivery    redirect road (--delivery auto): nothing has a say
 masquerade  source ports 1024-29999
@@ -164,6 +185,10 @@ HEALTH PORT  SERVICE   READY HERE      OPEN ON
 30500        shop/web  2 ipv4, 1 ipv6  192.0.2.1
 ";
         assert_eq!(text(&shown), want);
+        let failure = SourceFailure { reason: "it is away".to_owned(), since: 1_700_000_000 - 3725 };
+        shown.status.source = SourceStatus { from: "API server".to_owned(), failure: Some(failure) };
+        let line = "\nsource      API server, revision 42; NOT FOLLOWED for 1h 2m: it is away\n";
+        assert!(text(&shown).contains(line), "{}", text(&shown));
         shown.alive = false;
         assert!(text(&shown).starts_with("agent       DEAD"));
         let json = serde_json::to_value(&shown).expect("JSON");

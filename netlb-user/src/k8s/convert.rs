@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::place::{Place, Report, Reported, printable, quote};
 use super::{endpoint_slice, meta, namespace, network_policy, node, pod, service, service_cidr};
-use crate::model::{Kind, Object, Problem};
+use crate::model::{Kind, Object, ObjectKey, Problem};
 
 /// What a document gave.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -15,6 +15,39 @@ pub struct Converted {
     pub problems: Vec<Problem>,
     /// Something in it has no identity (kind, name): nothing can be said of what it replaces, as when a file is cut off in the middle.
     pub unidentified: bool,
+}
+
+/// An object whose name is known, from a source that names kinds and objects itself.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Named {
+    pub key: ObjectKey,
+    /// `None`: it cannot be used.
+    pub object: Option<Object>,
+    pub problems: Vec<Problem>,
+}
+
+/// Converts an object of a kind that is known; what it says itself of its kind, if anything, must be that.
+///
+/// # Errors
+/// Why nothing can be said of which object it is.
+pub fn convert_named(value: &Value, kind: Kind) -> Result<Named, Vec<Problem>> {
+    let mut report = Report::new(None, kind.name().to_owned());
+    let root = Place::root(value);
+    if !root.is_object() {
+        report.place(&root, "is not an object", "ask the API server for objects");
+        return Err(report.problems);
+    }
+    if let Some(said) = value.get("kind").filter(|said| said.as_str() != Some(kind.name())) {
+        let message = format!("{} stands where a {} should", printable(&said.to_string()), kind.name());
+        report.field(&root, "kind", message, "look at what answers in the API server's place");
+        return Err(report.problems);
+    }
+    let Ok((namespace, name)) = meta::identity(&root, kind.is_namespaced(), &mut report) else {
+        return Err(report.problems);
+    };
+    let key = ObjectKey { kind, namespace, name };
+    let object = object(&root, kind, "", &mut report).ok().and_then(Result::ok);
+    Ok(Named { key, object, problems: report.problems })
 }
 
 /// Kinds that netlb knows and does not need: API group ("" is the core), kind.

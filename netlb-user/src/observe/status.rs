@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::delivery::Delivery;
+use crate::k8s::SourceFailure;
 use crate::model::Problem;
 use crate::runtime::atomic_file;
 
@@ -25,7 +26,8 @@ pub struct Status {
     pub mode: String,
     /// The source was read whole, the devices were listed, the programs are attached, and all of it is in the maps.
     pub synced: bool,
-    /// State of the source that is in effect: its `revision` file's content.
+    pub source: SourceStatus,
+    /// State of the source that is in effect: of a folder its `revision` file's content, of an API server a count of states.
     pub revision: Option<String>,
     pub ready: Ready,
     /// Services with at least one frontend.
@@ -49,6 +51,15 @@ pub struct Status {
     pub conntrack: Conntrack,
     /// What an operator should know and need not act on at once.
     pub notes: Vec<String>,
+}
+
+/// Who says what there is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// `folder PATH` or `API server (…)`.
+    pub from: String,
+    /// It, or part of it, cannot be followed now.
+    pub failure: Option<SourceFailure>,
 }
 
 /// Does the node balance as it should?
@@ -173,6 +184,7 @@ pub(crate) mod tests {
             started: 1_700_000_000,
             mode: "attached".to_owned(),
             synced: true,
+            source: SourceStatus { from: "folder /objects".to_owned(), failure: None },
             revision: Some("42".to_owned()),
             ready: Ready { ready: true, reason: String::new() },
             services: 5,

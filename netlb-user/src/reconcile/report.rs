@@ -7,10 +7,10 @@ use netlb_common::abi::ABI_VERSION;
 use netlb_common::backend::state;
 
 use super::Reconciler;
-use crate::config::Config;
+use crate::config::{Config, Source};
 use crate::devices::detector::Detector;
 use crate::observe::names;
-use crate::observe::status::{self, Conntrack, DeviceStatus, Ready, Status, UplinkStatus};
+use crate::observe::status::{self, Conntrack, DeviceStatus, Ready, SourceStatus, Status, UplinkStatus};
 use crate::plan::Names;
 use crate::runtime::preflight;
 
@@ -105,6 +105,7 @@ impl Report {
             started: self.started,
             mode: if agent.programs.is_detached() { "detached" } else { "attached" }.to_owned(),
             synced: agent.synced,
+            source: SourceStatus { from: agent.config.source.to_string(), failure: agent.source_failure.clone() },
             revision: agent.applied.clone(),
             ready,
             services: agent.controller.compiled().services.values().filter(|s| !s.ports.is_empty()).count(),
@@ -170,8 +171,8 @@ fn ready(agent: &Reconciler) -> Ready {
         Some(format!("this netlb's programs cannot be used: {failure}"))
     } else if agent.programs.is_detached() {
         Some("started with --detached: no program is attached".to_owned())
-    } else if let Some(failure) = &agent.source_failure {
-        Some(failure.clone())
+    } else if let Some(failure) = agent.source_failure.as_ref().filter(|_| needs_source(agent)) {
+        Some(failure.reason.clone())
     } else if !agent.read_whole {
         Some("the source has not been read whole yet".to_owned())
     } else if let Some(failure) = &agent.scan_failure {
@@ -186,6 +187,12 @@ fn ready(agent: &Reconciler) -> Ready {
         agent.failed.first().map(|failed| format!("writes to the maps fail: {failed}"))
     };
     Ready { ready: reason.is_none(), reason: reason.unwrap_or_default() }
+}
+
+/// Does a source that cannot be read keep the node from balancing? A folder is somebody's on this node to mend. An API server comes and goes, and
+/// until it is back the node goes by what it said: with it every node would cease to be ready at once.
+fn needs_source(agent: &Reconciler) -> bool {
+    !agent.read_whole || matches!(agent.config.source, Source::Folder(_))
 }
 
 fn say_ready(status: &Status) {

@@ -5,5 +5,6 @@ pub mod lock;
 pub mod mounts;
 pub mod ports;
 pub mod preflight;
+pub mod random;
 pub mod signals;
 pub mod telemetry;
