@@ -12,7 +12,7 @@ use netlb_common::maps::{name, program};
 use netlb_common::socket::{SocketKey, SocketValue};
 use netlb_testnode::cgroup::{self, Cgroup};
 use netlb_testnode::netns::MountNs;
-use netlb_testnode::state::StateDir;
+use netlb_testnode::state::{self, StateDir};
 use netlb_user::bpf::attach::{Attach, Hook, Links, SocketHook};
 use netlb_user::bpf::clock::JiffiesClock;
 use netlb_user::bpf::loader::{self, Loaded};
@@ -48,9 +48,9 @@ impl Machine {
     /// # Errors
     /// If the kernel refuses something, or the process is not root.
     pub fn start() -> Result<Self> {
-        let state = StateDir::create()?;
+        let state = StateDir::create(state::TEST_NODES)?;
         MountNs::create()?.enter()?;
-        let group = cgroup::mount_point()?.join(format!("{}{}", cgroup::RUN_PREFIX, state.id()));
+        let group = cgroup::mount_point()?.join(format!("{}{}", state::TEST_NODES.group, state.id()));
         let group = Arc::new(Cgroup::create(group)?);
         let pins = Pins::new(PIN_PATH);
         let (mut loaded, _) = loader::load(&pins, &Capacities::new(1_024, 1_024, 65_536))?;
