@@ -8,7 +8,7 @@ use netlb_tests::case::{Hook, Runner};
 use netlb_tests::cases;
 use netlb_tests::harness::{self, Trial};
 use netlb_tests::host::HostTables;
-use netlb_tests::packet::{SYN, eth};
+use netlb_tests::packet::{SYN, eth, show};
 use netlb_tests::world::World;
 
 fn main() -> ExitCode {
@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         .map(|case| Trial::new(&case.name, || case.run(&mut HostTables::new(case.world.clone()))))
         .collect();
     trials.push(Trial::new("A new flow without room in CT_NEW is dropped, and leaves no half of itself", no_room));
+    trials.push(Trial::new("What is forwarded from a port of the node's is not taken for a socket's", forwarded));
     harness::run(Ok(()), trials)
 }
 
@@ -33,4 +34,29 @@ fn no_room() -> Result<(), String> {
     } else {
         Err(format!("{decision:?}, {} entries", flows.len()))
     }
+}
+
+/// A forwarded packet passes the hook of the uplink it leaves by. A test run of the kernel's tells nobody that it came in by a device before.
+fn forwarded() -> Result<(), String> {
+    let service = "10.96.0.10:80/TCP";
+    let world = World::new().service(service, &["10.0.2.9:8080"]).node_port(service, 30_080);
+    let mut host = HostTables::new(world);
+    let syn = eth().ip("198.51.100.7", "192.0.2.10").tcp(40_000, 30_080, SYN).bytes();
+    let (routed, translated) = host.run(Hook::FromOutside, &syn, 0);
+    // Before the node has a socket on the same port, and after.
+    for own in [false, true] {
+        if own {
+            host.forwarding = false;
+            let (decision, moved) = host.run(Hook::ToOutside, &translated, 0);
+            if decision != Decision::Pass || moved == translated {
+                return Err(format!("{decision:?}, a socket's packet was not moved:\n{}", show(&moved)));
+            }
+        }
+        host.forwarding = true;
+        let (left, seen) = host.run(Hook::ToOutside, &translated, 0);
+        if !matches!(routed, Decision::Route(_)) || left != Decision::Pass || seen != translated {
+            return Err(format!("{routed:?}, then {left:?}:\n{}\n{}", show(&translated), show(&seen)));
+        }
+    }
+    Ok(())
 }

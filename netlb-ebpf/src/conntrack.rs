@@ -7,6 +7,8 @@ use netlb_common::conntrack::{
 };
 use netlb_common::{Addr, Reason, checksum, hash, proto};
 
+use crate::detour::Detour;
+use crate::packet::Packet;
 use crate::parse::Parsed;
 use crate::tables::{Claim, Ct, NewFlow, Tables, Tier};
 
@@ -56,9 +58,9 @@ pub fn find_entering<T: Tables>(t: &T, key: &CtKey, parsed: Parsed, now: u32) ->
 /// Finds the flow of a packet that the stack sends out, to a pod or an uplink, and advances its state. A packet of the client's own direction counts
 /// as a miss and leaves no trace.
 #[inline(always)]
-pub fn find_leaving<T: Tables>(t: &T, key: &CtKey, parsed: Parsed, now: u32) -> Found {
+pub fn find_leaving<P: Packet, T: Tables>(p: &P, t: &T, key: &CtKey, parsed: Parsed, now: u32) -> Found {
     match lookup(t, key, now) {
-        Some((ct, tier)) if leaves(&ct) => progress(t, key, parsed, now, ct, tier),
+        Some((ct, tier)) if leaves(p, &ct) => progress(t, key, parsed, now, ct, tier),
         _ => Found::Miss,
     }
 }
@@ -74,9 +76,11 @@ pub fn enters(ct: &Ct) -> bool {
 
 /// The entry is applied where packets leave the stack. That includes answers of the redirect road which had to take the stack.
 #[inline(always)]
-pub fn leaves(ct: &Ct) -> bool {
+pub fn leaves<P: Packet>(p: &P, ct: &Ct) -> bool {
     match ct.is(flags::REPLY) {
         true => !ct.is(flags::ROUTED | flags::SNAT),
+        // The flow of a socket of the node's. What was forwarded from the same port belongs to the flow that had it first, and is translated already.
+        false if ct.is(flags::SNAT) && ct.is(flags::PORT_MOVED) => p.sent_here(),
         // A packet still on its way to a VIP here slipped past the hook where it should have been translated.
         false => ct.is(flags::ROUTED | flags::SNAT),
     }
@@ -204,10 +208,17 @@ pub struct Way {
     pub source: Addr,
 }
 
-/// Opens a flow from `key` to a backend: two entries in `CT_NEW`. `bytes` is the length of the frame. The records stay in the scratch for this
+/// Opens a flow from `key` to a backend: two entries in `CT_NEW`. The records stay in the scratch for this
 /// packet: see [`opened`](crate::tables::opened).
 #[inline(always)]
-pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, way: Way, bytes: u32, now: u32) -> Result<(), Reason> {
+pub fn open<P: Detour, T: Tables>(
+    p: &mut P,
+    t: &T,
+    key: &CtKey,
+    backend_id: u32,
+    way: Way,
+    now: u32,
+) -> Result<(), Reason> {
     let Some(config) = t.config() else { return Err(Reason::NO_SCRATCH) };
     let Some(b) = t.backend(backend_id) else { return Err(Reason::NO_SCRATCH) };
     let Some(scratch) = t.scratch() else { return Err(Reason::NO_SCRATCH) };
@@ -238,7 +249,7 @@ pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, way: Way, bytes: u32
         service = b.service;
     }
     let node_port = way.source != Addr::UNSPECIFIED;
-    establish(t, key, config, node_port, bytes, now)?;
+    establish(p, t, key, config, node_port, now)?;
     if way.flags & flags::HAIRPIN != 0 {
         t.count(Reason::HAIRPIN);
     }
@@ -248,14 +259,16 @@ pub fn open<T: Tables>(t: &T, key: &CtKey, backend_id: u32, way: Way, bytes: u32
     Ok(())
 }
 
-/// Opens the masquerade of a flow whose translated packet `key` leaves here: its source becomes `source`, with a port of the node's.
+/// Opens the masquerade of a flow whose packet `key` leaves here: its source becomes `source`, with a port of the node's. If that is its source
+/// already, only the port becomes another.
 #[inline(never)]
-pub fn masquerade<T: Tables>(t: &T, key: &CtKey, source: &Addr, bytes: u32) -> Result<(), Reason> {
+pub fn masquerade<P: Detour, T: Tables>(p: &mut P, t: &T, key: &CtKey, source: &Addr) -> Result<(), Reason> {
     let Some(config) = t.config() else { return Err(Reason::NO_SCRATCH) };
     let Some(scratch) = t.scratch() else { return Err(Reason::NO_SCRATCH) };
     // SAFETY: as in `open`.
     let records = unsafe { &mut (*scratch.as_ptr()).flow };
     let (fwd, reply) = (&mut records.forward, &mut records.reply);
+    let moved = if key.src == *source { flags::PORT_MOVED } else { 0 };
     fwd.src = *source;
     fwd.dst = key.dst;
     fwd.ports = key.ports();
@@ -263,24 +276,24 @@ pub fn masquerade<T: Tables>(t: &T, key: &CtKey, source: &Addr, bytes: u32) -> R
         ($($field:ident = $value:expr;)*) => { $( fwd.$field = $value; reply.$field = $value; )* };
     }
     both! {
-        flags = flags::SNAT;
+        flags = flags::SNAT | moved;
         hop = 0;
         hop_generation = 0;
         backend = 0;
         backend_generation = 0;
         service = 0;
     }
-    establish(t, key, config, true, bytes, t.now())
+    establish(p, t, key, config, true, t.now())
 }
 
 /// Completes the two entries in the scratch and puts them into `CT_NEW`. `node_port`: the flow takes a source port of the node's.
 #[inline(always)]
-fn establish<T: Tables>(
+fn establish<P: Detour, T: Tables>(
+    p: &mut P,
     t: &T,
     key: &CtKey,
     config: &Config,
     node_port: bool,
-    bytes: u32,
     now: u32,
 ) -> Result<(), Reason> {
     let Some(scratch) = t.scratch() else { return Err(Reason::NO_SCRATCH) };
@@ -306,15 +319,16 @@ fn establish<T: Tables>(
         policy_dst = 0;
     }
     // This packet is the client's first.
-    (fwd.packets, fwd.bytes) = (1, bytes as u64);
+    (fwd.packets, fwd.bytes) = (1, p.len() as u64);
     (reply.packets, reply.bytes) = (0, 0);
     let addresses = checksum::delta(key.src.sum() + key.dst.sum(), fwd.src.sum() + fwd.dst.sum());
     fwd.delta_addr = addresses;
     reply.delta_addr = !addresses;
     let claimed = if node_port {
-        let claimed = move_port(t, key, records, now, Ports::new(config.snat_first, config.snat_count));
+        let claimed = move_port(p, t, key, records, Ports::new(config.snat_first, config.snat_count).of_node());
         if claimed == Claim::Done {
-            t.count(Reason::MASQUERADED);
+            let moved = records.forward.flags & flags::PORT_MOVED != 0;
+            t.count(if moved { Reason::PORT_MOVED } else { Reason::MASQUERADED });
         }
         claimed
     } else {
@@ -322,11 +336,11 @@ fn establish<T: Tables>(
         fwd.delta_port = ports;
         reply.delta_port = !ports;
         records.back = answers(fwd, key.proto());
-        match claim(t, &records.back, &records.reply, now) {
+        match claim(t, &records.back, &records.reply) {
             Claim::Taken => {
                 records.forward.flags |= flags::PORT_MOVED;
                 records.reply.flags |= flags::PORT_MOVED;
-                let claimed = move_port(t, key, records, now, Ports::new(PORT_FIRST, PORT_COUNT));
+                let claimed = move_port(p, t, key, records, Ports::new(PORT_FIRST, PORT_COUNT));
                 if claimed == Claim::Done {
                     t.count(Reason::PORT_MOVED);
                 }
@@ -354,11 +368,11 @@ fn answers(fwd: &CtValue, proto: u8) -> CtKey {
     CtKey::from_words(fwd.dst, fwd.src, fwd.ports.rotate_left(16), proto)
 }
 
-/// Finds a source port among `count` from `first` whose answers nobody else awaits.
+/// Finds a source port in a range whose answers nobody else awaits: no flow, and if it is the node's no socket of it.
 #[inline(never)]
-fn move_port<T: Tables>(t: &T, key: &CtKey, records: &mut NewFlow, now: u32, range: Ports) -> Claim {
+fn move_port<P: Detour, T: Tables>(p: &mut P, t: &T, key: &CtKey, records: &mut NewFlow, range: Ports) -> Claim {
     let (fwd, reply, back) = (&mut records.forward, &mut records.reply, &mut records.back);
-    let start = hash::flow(now, key);
+    let start = hash::flow(t.now(), key);
     for probe in 0..PORT_PROBES {
         let port = range.first() + hash::scale(start.wrapping_add(probe.wrapping_mul(0x9e37_79b9)), range.count());
         fwd.ports = fwd.ports & 0xffff_0000 | (port as u16).to_be() as u32;
@@ -366,7 +380,10 @@ fn move_port<T: Tables>(t: &T, key: &CtKey, records: &mut NewFlow, now: u32, ran
         fwd.delta_port = ports;
         reply.delta_port = !ports;
         *back = answers(fwd, key.proto());
-        match claim(t, back, reply, now) {
+        if range.is_of_node() && set_answers(t, back) && p.has_awaiting_socket(t) {
+            continue;
+        }
+        match claim(t, back, reply) {
             Claim::Taken => {}
             claimed @ (Claim::Full | Claim::Done) => return claimed,
         }
@@ -374,14 +391,46 @@ fn move_port<T: Tables>(t: &T, key: &CtKey, records: &mut NewFlow, now: u32, ran
     Claim::Taken
 }
 
+/// Hands the tuple of answers to [`has_socket`].
+#[inline(always)]
+fn set_answers<T: Tables>(t: &T, back: &CtKey) -> bool {
+    let Some(scratch) = t.scratch() else { return false };
+    // SAFETY: this CPU's own record; only this function writes the field, and no reference to it leaves.
+    unsafe { (*scratch.as_ptr()).answers.set(back.src, back.dst, back.ports(), back.proto()) };
+    true
+}
+
+/// Whether a socket of the node awaits the answers in [`Scratch::answers`](crate::tables::Scratch). Conntrack knows nothing of such: they leave the node
+/// as they are, and their answers pass by.
+#[inline(always)]
+pub fn has_socket<P: Packet, T: Tables>(p: &mut P, t: &T) -> bool {
+    let Some(scratch) = t.scratch() else { return false };
+    // SAFETY: this CPU's own record, written by `set_answers` before.
+    p.has_socket(unsafe { &(*scratch.as_ptr()).answers })
+}
+
 /// A range of ports (host order), in one word: it crosses a function boundary in a register.
 #[derive(Clone, Copy)]
 struct Ports(u64);
 
 impl Ports {
+    /// Above any count.
+    const OF_NODE: u64 = 1 << 63;
+
     #[inline(always)]
     const fn new(first: u32, count: u32) -> Self {
         Ports(first as u64 | (count as u64) << 32)
+    }
+
+    /// They are the node's own, and its sockets may use them as well.
+    #[inline(always)]
+    const fn of_node(self) -> Self {
+        Ports(self.0 | Self::OF_NODE)
+    }
+
+    #[inline(always)]
+    const fn is_of_node(self) -> bool {
+        self.0 & Self::OF_NODE != 0
     }
 
     #[inline(always)]
@@ -391,13 +440,14 @@ impl Ports {
 
     #[inline(always)]
     const fn count(self) -> u32 {
-        (self.0 >> 32) as u32
+        ((self.0 & !Self::OF_NODE) >> 32) as u32
     }
 }
 
 /// Takes the tuple of the answers. `Taken`: a live flow has it (two VIPs with one backend and one client tuple, say).
 #[inline(never)]
-fn claim<T: Tables>(t: &T, back: &CtKey, reply: &CtValue, now: u32) -> Claim {
+fn claim<T: Tables>(t: &T, back: &CtKey, reply: &CtValue) -> Claim {
+    let now = t.now();
     if let Some(other) = t.ct(Tier::Assured, back) {
         if !free(t, other, back, reply, now) {
             return Claim::Taken;

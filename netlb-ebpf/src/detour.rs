@@ -10,7 +10,7 @@ use crate::packet::Packet;
 use crate::parse::Parsed;
 use crate::tables::Tables;
 use crate::verdict::Verdict;
-use crate::{enter, icmp, leave, refuse};
+use crate::{conntrack, enter, icmp, leave, refuse};
 
 pub trait Detour: Packet + Sized {
     /// See [`enter::unknown`].
@@ -35,6 +35,12 @@ pub trait Detour: Packet + Sized {
     #[inline(always)]
     fn error_leaving<T: Tables>(&mut self, t: &T, parsed: Parsed) -> Verdict {
         icmp::leave(self, t, parsed)
+    }
+
+    /// See [`conntrack::has_socket`].
+    #[inline(always)]
+    fn has_awaiting_socket<T: Tables>(&mut self, t: &T) -> bool {
+        conntrack::has_socket(self, t)
     }
 
     /// See [`refuse::refuse`].

@@ -113,7 +113,7 @@ pub fn enter<P: Detour, T: Tables>(p: &mut P, t: &T, device: Device) -> Verdict 
 
 /// A packet of no flow: opens one, if it is to a frontend.
 #[inline(always)]
-pub fn unknown<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed, device: Device) -> Verdict {
+pub fn unknown<P: Detour, T: Tables>(p: &mut P, t: &T, parsed: Parsed, device: Device) -> Verdict {
     let Some(scratch) = t.scratch() else { return Verdict::drop(Reason::NO_SCRATCH) };
     // SAFETY: this CPU's own record, written by the route before.
     let key = unsafe { &(*scratch.as_ptr()).key };
@@ -159,7 +159,7 @@ pub fn unknown<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed, device: D
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
-    match conntrack::open(t, key, id, way, p.len(), now) {
+    match conntrack::open(p, t, key, id, way, now) {
         Ok(()) => Verdict::OPEN,
         Err(reason) => Verdict::drop(reason),
     }

@@ -90,7 +90,7 @@ pub fn enter<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Verdict 
 #[inline(always)]
 pub fn leave<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed) -> Verdict {
     let Some(quote) = find(p, t, parsed) else { return Verdict::SKIP };
-    if !conntrack::leaves(&quote.ct) || quote.ct.is(flags::ROUTED) {
+    if !conntrack::leaves(p, &quote.ct) || quote.ct.is(flags::ROUTED) {
         return Verdict::PASS;
     }
     if translate(p, parsed, &quote).is_none() {

@@ -14,7 +14,7 @@ use crate::enter::{self, Device};
 use crate::packet::Packet;
 use crate::parse::{Parsed, parse};
 use crate::service::{self, Target};
-use crate::tables::{self, Tables};
+use crate::tables::{self, Ct, Tables};
 use crate::verdict::{Decision, Verdict};
 use crate::{fragment, nat};
 
@@ -38,7 +38,7 @@ pub fn leave<P: Detour, T: Tables>(p: &mut P, t: &T, device: Device) -> Verdict 
     if parsed.has_ports() {
         let now = t.now();
         // The client's own direction leaves through `enter` only: here it would be a packet that came in by another way.
-        flow = match conntrack::find_leaving(t, key, parsed, now) {
+        flow = match conntrack::find_leaving(p, t, key, parsed, now) {
             Found::Flow(ct) => {
                 ct.touch(now, p.len());
                 Some(ct)
@@ -77,39 +77,58 @@ pub fn leave<P: Detour, T: Tables>(p: &mut P, t: &T, device: Device) -> Verdict 
     if nat::rewrite(p, parsed, &ct, false) { Verdict::PASS } else { Verdict::drop(Reason::REWRITE_FAILED) }
 }
 
-/// A packet of no flow that is translated here: one to masquerade, or one that slipped.
+/// A packet of no flow that is translated here: one to masquerade, one of the node's own whose port a masqueraded flow has, or one that slipped.
 #[inline(always)]
-pub fn unknown<P: Packet, T: Tables>(p: &mut P, t: &T, parsed: Parsed, device: Device) -> Verdict {
+pub fn unknown<P: Detour, T: Tables>(p: &mut P, t: &T, parsed: Parsed, device: Device) -> Verdict {
     let Some(scratch) = t.scratch() else { return Verdict::drop(Reason::NO_SCRATCH) };
     // SAFETY: this CPU's own record, written by the route before.
     let key = unsafe { &(*scratch.as_ptr()).key };
     let Some(config) = t.config() else { return Verdict::PASS };
-    if parsed.has_ports() && wants_masquerade(t, key) {
-        let source = match enter::node_address(t, config, device.ifindex(), key.dst.is_v4()) {
-            Ok(source) => source,
-            Err(verdict) => return verdict,
+    let awaited = if parsed.has_ports() { awaited(t, key) } else { None };
+    if let Some(reply) = awaited {
+        let source = if reply.is(flags::MASQUERADE) {
+            match enter::node_address(t, config, device.ifindex(), key.dst.is_v4()) {
+                Ok(source) => Some(source),
+                Err(verdict) => return verdict,
+            }
+        } else if collides(p, parsed, key, &reply) {
+            Some(key.src)
+        } else {
+            None
         };
-        return match conntrack::masquerade(t, key, &source, p.len()) {
-            Ok(()) => Verdict::OPEN,
-            Err(reason) => Verdict::drop(reason),
-        };
+        if let Some(source) = source {
+            return match conntrack::masquerade(p, t, key, &source) {
+                Ok(()) => Verdict::OPEN,
+                Err(reason) => Verdict::drop(reason),
+            };
+        }
     }
     if device.is_uplink() { slipped(p, t, config, parsed, key) } else { Verdict::PASS }
 }
 
-/// Whether this is the translated packet of a flow whose client is to be hidden: its answers' entry says so.
+/// The entry of the flow that the answers to this packet belong to.
 #[inline(always)]
-fn wants_masquerade<T: Tables>(t: &T, key: &CtKey) -> bool {
-    let Some(scratch) = t.scratch() else { return false };
+fn awaited<T: Tables>(t: &T, key: &CtKey) -> Option<Ct> {
+    let scratch = t.scratch()?;
     // SAFETY: this CPU's own record; only this function uses the field, and no reference to it leaves.
     let reversed = unsafe { &mut (*scratch.as_ptr()).reversed };
     reversed.set(key.dst, key.src, key.ports().rotate_left(16), key.proto());
-    conntrack::lookup(t, reversed, t.now()).is_some_and(|(ct, _)| ct.is(flags::REPLY) && ct.is(flags::MASQUERADE))
+    conntrack::lookup(t, reversed, t.now()).map(|(ct, _)| ct).filter(|ct| ct.is(flags::REPLY))
+}
+
+/// Whether this is the first packet of a socket of the node's, to a backend that a masqueraded flow reached, or reaches, from the same port: its
+/// answers would go to that flow's client. Forwarded packets of the flow itself leave here too, but came in by a device.
+#[inline(always)]
+fn collides<P: Packet>(p: &P, parsed: Parsed, key: &CtKey, reply: &Ct) -> bool {
+    let first = !parsed.connects() || event::of_tcp(parsed.tcp_flags()) == event::SYN;
+    // The flow of a socket of the node's that was forwarded from here (`slipped`) is this packet's own.
+    let others = reply.is(flags::SNAT) || reply.is(flags::ROUTED) && reply.dst() != key.src;
+    first && others && p.sent_here()
 }
 
 /// A packet that leaves the node: if it is still addressed to a Service, a flow is opened whose answers come back here.
 #[inline(always)]
-fn slipped<P: Packet, T: Tables>(p: &mut P, t: &T, config: &Config, parsed: Parsed, key: &CtKey) -> Verdict {
+fn slipped<P: Detour, T: Tables>(p: &mut P, t: &T, config: &Config, parsed: Parsed, key: &CtKey) -> Verdict {
     let event = if parsed.connects() { event::of_tcp(parsed.tcp_flags()) } else { event::SYN };
     let (port, proto) = if parsed.has_ports() { (key.dport(), key.proto()) } else { (Port(0), 0) };
     let frontend = match service::target(t, config, key.dst, port, proto) {
@@ -138,7 +157,7 @@ fn slipped<P: Packet, T: Tables>(p: &mut P, t: &T, config: &Config, parsed: Pars
         Ok(way) => way,
         Err(verdict) => return verdict,
     };
-    match conntrack::open(t, key, id, way, p.len(), now) {
+    match conntrack::open(p, t, key, id, way, now) {
         Ok(()) => {
             t.count(Reason::SLIPPED);
             Verdict::OPEN

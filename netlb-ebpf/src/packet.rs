@@ -3,6 +3,7 @@
 //! Reading borrows the packet, changing it needs `&mut`: a view that outlives a mutation (where the kernel would invalidate the pointer) does not
 //! compile.
 
+use netlb_common::conntrack::CtKey;
 use netlb_common::{Addr, checksum};
 
 /// A header that may be viewed in place.
@@ -142,6 +143,13 @@ pub trait Packet {
     /// Asks the node's FIB for the way of a packet of `len` bytes with these addresses. The hook keeps what it needs for
     /// [`Verdict::route`](crate::verdict::Verdict::route).
     fn route(&mut self, src: Addr, dst: Addr, proto: u8, len: u32) -> Hop;
+
+    /// A socket of the node sent the frame: it came in by no device.
+    fn sent_here(&self) -> bool;
+
+    /// Whether a socket of the node would get a packet with this tuple: one that is connected so, or takes it from anybody. The hook knows those of TCP
+    /// and UDP.
+    fn has_socket(&mut self, tuple: &CtKey) -> bool;
 
     /// Makes `room` bytes between the Ethernet header and what follows.
     fn insert_after_eth(&mut self, room: u32) -> bool;

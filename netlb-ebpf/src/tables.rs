@@ -40,8 +40,10 @@ pub struct Scratch {
     pub flow: NewFlow,
     /// Where a flow's other direction is looked for. Set by `conntrack::partner`.
     pub partner: CtKey,
-    /// The reversed tuple of a packet that leaves. Set by `leave::wants_masquerade`.
+    /// The reversed tuple of a packet that leaves. Set by `leave::awaited`.
     pub reversed: CtKey,
+    /// The tuple of answers to the node, which one of its sockets may await. Set by `conntrack::move_port`.
+    pub answers: CtKey,
     /// The session of a new flow's client. Set by `service::choose`.
     pub session: AffinityKey,
     pub session_backend: AffinityValue,

@@ -4,6 +4,7 @@
 
 mod fragments;
 mod health;
+mod own_ports;
 mod path;
 mod rolling;
 
@@ -27,6 +28,7 @@ pub const CASES: &[Case] = &[
     case("answers that are too large for a wire far outside learn the path", path::narrow_path),
     case("a packet whose TTL ends on the node is reported as one to the NodePort", path::ttl),
     case("fragments of large datagrams stay together, by ClusterIP and NodePort", fragments::together),
+    case("the node's own sockets share ports with masqueraded flows", own_ports::shared),
     case("load balancers are told where endpoints are, and when they go", health::follows),
     // A matter of tables and time, not of roads; and it takes a while.
     Case {

@@ -9,6 +9,7 @@ mod icmp;
 mod lifecycle;
 mod masquerade;
 mod outside;
+mod own_ports;
 mod plain;
 mod refuse;
 mod schedulers;
@@ -28,6 +29,7 @@ pub fn all() -> Vec<Case> {
         affinity::cases(),
         lifecycle::cases(),
         collide::cases(),
+        own_ports::cases(),
         icmp::cases(),
         outside::cases(),
         masquerade::cases(),

@@ -35,7 +35,9 @@ pub struct HostPacket<'w> {
     pub bytes: Vec<u8>,
     /// Payload bytes of each segment of a GSO frame, else 0.
     pub gso: u32,
-    /// What the node's FIB knows.
+    /// A socket of the node sent it.
+    pub sent_here: bool,
+    /// The node's FIB and sockets.
     pub world: &'w World,
 }
 
@@ -93,6 +95,14 @@ impl Packet for HostPacket<'_> {
 
     fn route(&mut self, _src: Addr, dst: Addr, _proto: u8, len: u32) -> Hop {
         self.world.hop(dst, len)
+    }
+
+    fn sent_here(&self) -> bool {
+        self.sent_here
+    }
+
+    fn has_socket(&mut self, tuple: &CtKey) -> bool {
+        self.world.sockets.iter().any(|socket| socket.gets() == *tuple)
     }
 
     fn insert_after_eth(&mut self, room: u32) -> bool {
@@ -194,6 +204,8 @@ pub struct HostTables {
     pub now: u32,
     /// `CT_NEW` takes nothing more.
     pub new_is_full: bool,
+    /// What leaves the node came in by a device. Otherwise the node sent it, as in a test run of the kernel's.
+    pub forwarding: bool,
     counters: RefCell<BTreeMap<u8, u64>>,
     backend_flows: RefCell<BTreeMap<u32, u64>>,
 }
@@ -214,6 +226,7 @@ impl HostTables {
             // Close before the 32-bit clock wraps: every scenario crosses it.
             now: 0u32.wrapping_sub(30 * HZ),
             new_is_full: false,
+            forwarding: false,
             counters: RefCell::default(),
             backend_flows: RefCell::default(),
             world,
@@ -226,7 +239,7 @@ impl HostTables {
 
     /// Sends a frame through a hook. The decision, and what the frame has become.
     pub fn run(&mut self, hook: Hook, frame: &[u8], gso: u32) -> (Decision, Vec<u8>) {
-        let mut p = HostPacket { bytes: frame.to_vec(), gso, world: &self.world };
+        let mut p = HostPacket { bytes: frame.to_vec(), gso, sent_here: !self.forwarding, world: &self.world };
         let uplink = Device::uplink(UPLINK);
         let verdict: Verdict = match hook {
             Hook::FromPod(ifindex) => enter(&mut p, self, Device::pod(ifindex)),

@@ -4,6 +4,7 @@
 //! cannot be set, so time passes by moving the stamps of entries into the past.
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 
 use anyhow::{Context, bail};
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -57,6 +58,8 @@ pub struct Kernel {
     entry: Entry,
     world: World,
     outside: Outside,
+    /// The node's, open.
+    sockets: Vec<OwnedFd>,
 }
 
 impl Kernel {
@@ -83,7 +86,7 @@ impl Kernel {
             load_program(&mut ebpf, name)?;
         }
         let outside = Outside::new().context("making a namespace with an uplink")?;
-        let mut kernel = Kernel { ebpf, entry, world: World::new(), outside };
+        let mut kernel = Kernel { ebpf, entry, world: World::new(), outside, sockets: Vec::new() };
         kernel.reset(world)?;
         Ok(kernel)
     }
@@ -140,6 +143,11 @@ impl Kernel {
         world.source_ranges.iter().try_for_each(|key| ranges.insert(&trie_key(key), 1, 0))?;
         let mut config: Array<&mut MapData, netlb_common::config::Config> = Array::try_from(map(ebpf, name::CONFIG)?)?;
         config.set(0, world.config, 0)?;
+        if old.sockets != world.sockets {
+            // First all gone: the same port may be wanted again.
+            self.sockets.clear();
+            self.sockets = world.sockets.iter().map(|wanted| self.outside.socket(wanted)).collect::<Result<_, _>>()?;
+        }
         Ok(())
     }
 

@@ -1,12 +1,16 @@
 //! A network namespace in which the kernel's FIB knows what [`World::hop`](crate::world::World::hop) says: an uplink, a default route to a neighbour
 //! behind it, narrower and missing ways.
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use netlb_common::proto;
 use netlb_testnode::netns::{NetNs, sysctl};
+use nix::errno::Errno;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrStorage};
 
-use crate::world::{NARROW, NODE_V4, NODE_V6, NOWHERE};
+use crate::world::{NARROW, NODE_V4, NODE_V6, NOWHERE, NodeSocket};
 
 /// The uplink's name.
 const DEVICE: &str = "up0";
@@ -30,6 +34,24 @@ impl Outside {
         let namespace = NetNs::create()?;
         let ifindex = namespace.run(furnish)??;
         Ok(Outside { namespace, ifindex })
+    }
+
+    /// Opens a socket there; a TCP one waits for an answer that never comes.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn socket(&self, wanted: &NodeSocket) -> Result<OwnedFd> {
+        let NodeSocket { proto, local, peer } = *wanted;
+        self.namespace.run(move || {
+            let family = if local.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+            let kind = if proto == proto::TCP { SockType::Stream } else { SockType::Datagram };
+            let made = socket::socket(family, kind, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
+            socket::bind(made.as_raw_fd(), &SockaddrStorage::from(local))?;
+            match socket::connect(made.as_raw_fd(), &SockaddrStorage::from(peer)) {
+                Ok(()) | Err(Errno::EINPROGRESS) => Ok(made),
+                Err(error) => Err(error.into()),
+            }
+        })?
     }
 
     /// Takes the calling thread there, for good: a test run asks the FIB of the namespace of its caller.

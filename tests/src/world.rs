@@ -57,6 +57,23 @@ impl Pod {
     }
 }
 
+/// A socket of the node's that is connected, or for TCP about to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeSocket {
+    /// TCP or UDP.
+    pub proto: u8,
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
+}
+
+impl NodeSocket {
+    /// The tuple of the packets that it gets.
+    pub fn gets(&self) -> CtKey {
+        let [local, peer] = [self.local, self.peer].map(|at| (Addr::from_ip(at.ip()), Port::new(at.port())));
+        CtKey::new(peer.0, local.0, peer.1, local.1, self.proto)
+    }
+}
+
 /// Everything the datapath reads but does not write, and the flows it starts with.
 #[derive(Clone, Debug)]
 pub struct World {
@@ -74,6 +91,8 @@ pub struct World {
     pub clients: BTreeMap<u64, ClientValue>,
     /// Flows there from the start, in `CT_NEW`; `seen` counts back from the start in jiffies.
     pub flows: BTreeMap<CtKey, CtValue>,
+    /// The node's own.
+    pub sockets: BTreeSet<NodeSocket>,
     /// Capacity of `CT`, if it matters.
     pub ct_capacity: Option<u32>,
     next_slot: u32,
@@ -106,6 +125,7 @@ impl World {
             source_ranges: BTreeSet::new(),
             clients: BTreeMap::new(),
             flows: BTreeMap::new(),
+            sockets: BTreeSet::new(),
             ct_capacity: None,
             next_slot: 0,
         }

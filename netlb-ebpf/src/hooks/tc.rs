@@ -10,6 +10,7 @@ use aya_ebpf::helpers::{
     bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_adjust_room, bpf_skb_change_tail,
     bpf_skb_change_type, bpf_skb_pull_data,
 };
+use netlb_common::conntrack::CtKey;
 use netlb_common::{Addr, Reason};
 use netlb_ebpf::detour::Detour;
 use netlb_ebpf::enter::Device;
@@ -17,7 +18,7 @@ use netlb_ebpf::packet::{Hop, L4, Packet, Wire};
 use netlb_ebpf::parse::Parsed;
 use netlb_ebpf::tables::Tables;
 use netlb_ebpf::verdict::{Decision, Verdict};
-use netlb_ebpf::{enter, icmp, leave, refuse};
+use netlb_ebpf::{conntrack, enter, icmp, leave, refuse};
 
 use crate::hooks::fib::Fib;
 use crate::kernel::KernelTables;
@@ -116,7 +117,7 @@ impl Skb {
 }
 
 super::detours! {
-    Skb __sk_buff { tc_unknown_entering tc_unknown_leaving tc_error_entering tc_error_leaving tc_refuse }
+    Skb __sk_buff { tc_unknown_entering tc_unknown_leaving tc_error_entering tc_error_leaving tc_has_socket tc_refuse }
 }
 
 impl Packet for Skb {
@@ -182,6 +183,17 @@ impl Packet for Skb {
     fn route(&mut self, src: Addr, dst: Addr, proto: u8, len: u32) -> Hop {
         let ifindex = self.field(|skb| unsafe { &raw const (*skb).ifindex });
         Fib::ask(self.0.cast(), ifindex, src, dst, proto, len, true)
+    }
+
+    #[inline(always)]
+    fn sent_here(&self) -> bool {
+        // Where a packet came in, as its way through the stack, or past it, left it; 0 of what a socket sent.
+        self.field(|skb| unsafe { &raw const (*skb).ingress_ifindex }) == 0
+    }
+
+    #[inline(always)]
+    fn has_socket(&mut self, tuple: &CtKey) -> bool {
+        super::has_socket(self.0.cast(), tuple)
     }
 
     #[inline(always)]

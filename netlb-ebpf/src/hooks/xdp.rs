@@ -2,6 +2,7 @@
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_redirect, bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
+use netlb_common::conntrack::CtKey;
 use netlb_common::{Addr, Reason, checksum};
 use netlb_ebpf::detour::Detour;
 use netlb_ebpf::enter::Device;
@@ -9,7 +10,7 @@ use netlb_ebpf::packet::{Eth, Half, Hop, L4, Packet, Wire};
 use netlb_ebpf::parse::Parsed;
 use netlb_ebpf::tables::Tables;
 use netlb_ebpf::verdict::{Decision, Verdict};
-use netlb_ebpf::{enter, icmp, leave, refuse};
+use netlb_ebpf::{conntrack, enter, icmp, leave, refuse};
 
 use crate::hooks::fib::Fib;
 use crate::kernel::KernelTables;
@@ -75,7 +76,7 @@ impl Xdp {
 }
 
 super::detours! {
-    Xdp xdp_md { xdp_unknown_entering xdp_unknown_leaving xdp_error_entering xdp_error_leaving xdp_refuse }
+    Xdp xdp_md { xdp_unknown_entering xdp_unknown_leaving xdp_error_entering xdp_error_leaving xdp_has_socket xdp_refuse }
 }
 
 impl Packet for Xdp {
@@ -145,6 +146,17 @@ impl Packet for Xdp {
     fn route(&mut self, src: Addr, dst: Addr, proto: u8, len: u32) -> Hop {
         let ifindex = self.device(true).ifindex();
         Fib::ask(self.0.cast(), ifindex, src, dst, proto, len, false)
+    }
+
+    #[inline(always)]
+    fn sent_here(&self) -> bool {
+        // XDP has no hook where frames leave: what a test run takes for one came in by no device.
+        true
+    }
+
+    #[inline(always)]
+    fn has_socket(&mut self, tuple: &CtKey) -> bool {
+        super::has_socket(self.0.cast(), tuple)
     }
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use netlb_common::conntrack::pack_ports;
+use netlb_common::conntrack::{CtKey, pack_ports};
 use netlb_common::{Addr, Port, checksum, proto};
 use netlb_ebpf::detour::Detour;
 use netlb_ebpf::packet::{ETH_LEN, Half, Hop, L4, Packet, Wire};
@@ -117,6 +117,8 @@ pub struct Frame<R> {
     pub bytes: Vec<u8>,
     /// Payload bytes of each segment of a GSO frame, else 0.
     pub gso: u32,
+    /// The node sent it.
+    pub sent_here: bool,
     pub route: R,
 }
 
@@ -172,6 +174,15 @@ impl<R: FnMut(Addr, Addr, u8, u32) -> Hop> Packet for Frame<R> {
 
     fn route(&mut self, src: Addr, dst: Addr, proto: u8, len: u32) -> Hop {
         (self.route)(src, dst, proto, len)
+    }
+
+    fn sent_here(&self) -> bool {
+        self.sent_here
+    }
+
+    fn has_socket(&mut self, _tuple: &CtKey) -> bool {
+        // Asked of ports that are tried: which of them a flow gets is left to chance, and told as one of those it may get.
+        false
     }
 
     fn insert_after_eth(&mut self, room: u32) -> bool {

@@ -271,7 +271,7 @@ impl Traveller<'_> {
 
     fn headers(&self, bytes: &[u8]) -> Headers {
         let mut key = CtKey::from_words(Addr::UNSPECIFIED, Addr::UNSPECIFIED, 0, 0);
-        let mut frame = Frame { bytes: bytes.to_vec(), gso: 0, route: |_, _, _, _| Hop::Nowhere };
+        let mut frame = Frame { bytes: bytes.to_vec(), gso: 0, sent_here: false, route: |_, _, _, _| Hop::Nowhere };
         let parsed = parse(&mut frame, self.overlay, &mut key);
         Headers {
             proto: parsed.proto(),
@@ -283,8 +283,8 @@ impl Traveller<'_> {
         }
     }
 
-    /// Runs a hook's program over the frame. With its decision goes the way that was found last.
-    fn run(&self, hook: Hook, ifindex: u32, bytes: &mut Vec<u8>) -> (Decision, Option<Way>) {
+    /// Runs a hook's program over the frame, which came in by a device or was sent by the node. With its decision goes the way that was found last.
+    fn run(&self, hook: Hook, ifindex: u32, from: Option<u32>, bytes: &mut Vec<u8>) -> (Decision, Option<Way>) {
         let mut found = None;
         let route = |src, dst, _, len| {
             let (hop, way) = self.network.hop(ifindex, src, dst, len);
@@ -292,7 +292,7 @@ impl Traveller<'_> {
             found = way;
             hop
         };
-        let mut frame = Frame { bytes: std::mem::take(bytes), gso: 0, route };
+        let mut frame = Frame { bytes: std::mem::take(bytes), gso: 0, sent_here: from.is_none(), route };
         let verdict = match hook {
             Hook::ToPod => leave(&mut frame, self.overlay, Device::pod(ifindex)),
             Hook::ToOutside => leave(&mut frame, self.overlay, Device::uplink(ifindex)),
@@ -309,7 +309,7 @@ impl Traveller<'_> {
     }
 
     fn enter(&self, hook: Hook, ifindex: u32, bytes: &mut Vec<u8>, stages: &mut Vec<Stage>) -> Next {
-        let (decision, way) = self.run(hook, ifindex, bytes);
+        let (decision, way) = self.run(hook, ifindex, Some(ifindex), bytes);
         let mut stage = self.stage(hook, ifindex, Outcome::Passed, bytes);
         let refusal = counted(&stage.events, |kind| kind == reason::Kind::Refuse);
         let (outcome, next) = match decision {
@@ -345,7 +345,7 @@ impl Traveller<'_> {
         let device = from.unwrap_or(0);
         if let Some(port) = from.and_then(|from| self.bridged(from, dst, bytes)) {
             decide(device, Outcome::Bridged { ifindex: port }, bytes);
-            return self.leave(Hook::ToPod, port, None, bytes, stages);
+            return self.leave(Hook::ToPod, port, None, from, bytes, stages);
         }
         let found = match from {
             Some(from) => self.network.input(self.bridge_of(from).unwrap_or(from), src, dst),
@@ -376,14 +376,14 @@ impl Traveller<'_> {
         decide(device, Outcome::Routed(way), bytes);
         let tables = self.overlay.tables();
         if tables.endpoint_by_ifindex.contains_key(&way.ifindex) {
-            return self.leave(Hook::ToPod, way.ifindex, None, bytes, stages);
+            return self.leave(Hook::ToPod, way.ifindex, None, from, bytes, stages);
         }
         let behind = tables.endpoint_by_addr.get(&Addr::from_ip(dst)).and_then(|id| tables.endpoints.get(id));
         if let Some(pod) = behind.filter(|pod| pod.bridge != 0 && pod.bridge == way.ifindex) {
-            return self.leave(Hook::ToPod, pod.ifindex, None, bytes, stages);
+            return self.leave(Hook::ToPod, pod.ifindex, None, from, bytes, stages);
         }
         if tables.uplinks.contains_key(&way.ifindex) {
-            return self.leave(Hook::ToOutside, way.ifindex, way.gateway, bytes, stages);
+            return self.leave(Hook::ToOutside, way.ifindex, way.gateway, from, bytes, stages);
         }
         End::Away { ifindex: way.ifindex, gateway: way.gateway }
     }
@@ -393,10 +393,11 @@ impl Traveller<'_> {
         hook: Hook,
         ifindex: u32,
         gateway: Option<IpAddr>,
+        from: Option<u32>,
         bytes: &mut Vec<u8>,
         stages: &mut Vec<Stage>,
     ) -> End {
-        let (decision, way) = self.run(hook, ifindex, bytes);
+        let (decision, way) = self.run(hook, ifindex, from, bytes);
         let (outcome, end) = match decision {
             Decision::Pass if hook == Hook::ToPod => (Outcome::Passed, End::Pod(ifindex)),
             Decision::Pass => (Outcome::Passed, End::Away { ifindex, gateway }),
@@ -432,7 +433,8 @@ impl Traveller<'_> {
     /// Takes one from TTL or hop limit, as a router does.
     fn hop(&self, bytes: &mut Vec<u8>) {
         let mut key = CtKey::from_words(Addr::UNSPECIFIED, Addr::UNSPECIFIED, 0, 0);
-        let mut frame = Frame { bytes: std::mem::take(bytes), gso: 0, route: |_, _, _, _| Hop::Nowhere };
+        let mut frame =
+            Frame { bytes: std::mem::take(bytes), gso: 0, sent_here: false, route: |_, _, _, _| Hop::Nowhere };
         let parsed = parse(&mut frame, self.overlay, &mut key);
         let _ = nat::hop(&mut frame, parsed);
         *bytes = frame.bytes;
