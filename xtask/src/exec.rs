@@ -102,7 +102,8 @@ pub(crate) fn kill(args: &KillArgs) -> Result<ExitCode> {
 /// Removes what dead runs left.
 pub(crate) fn clean() -> Result<ExitCode> {
     sudo::become_root(false)?;
-    let removed = TEST_NODES.clean(|_| Ok(Vec::new()))?;
+    let mut removed = TEST_NODES.clean(|_| Ok(Vec::new()))?;
+    removed.extend(netlb_testcluster::state::clean()?);
     if removed.is_empty() {
         println!("Nothing to clean.");
     }

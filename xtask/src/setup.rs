@@ -102,6 +102,11 @@ fn bpf_linker() -> Result<()> {
 pub(crate) fn packages(programs: &[(&str, &'static str)]) -> Result<()> {
     let missing: Vec<&str> =
         programs.iter().filter(|(program, _)| !sh::installed(program)).map(|(_, package)| *package).collect();
+    install(missing)
+}
+
+/// Installs Debian packages.
+pub(crate) fn install(missing: Vec<&str>) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }

@@ -1,5 +1,21 @@
 //! A real Kubernetes cluster in network namespaces, on one machine: no cloud, no virtual machine, no Docker.
 //!
-//! Its programs are built from Go modules ([`programs`]).
+//! Its programs are upstream's own, built from Go modules ([`programs`]); pods are made of images packed here ([`images`]). A
+//! [`cluster`] is a control plane, nodes and an outside client ([`wires`]), each with network, mounts, host name and cgroup of
+//! its own, and a service proxy to be tried ([`proxy`]). Nothing outlives it: see [`netlb_testnode::process`] and [`state`].
 
+pub mod certificates;
+pub mod cgroup1;
+pub mod cluster;
+pub mod control_plane;
+pub mod daemon;
+pub mod images;
+pub mod mounts;
+pub mod node;
 pub mod programs;
+pub mod proxy;
+pub mod state;
+pub mod wires;
+
+pub use cluster::{Cluster, Options};
+pub use proxy::Proxy;

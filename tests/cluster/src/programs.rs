@@ -1,4 +1,4 @@
-//! The cluster's programs: upstream's own, built from the Go module beside this crate, kept in a folder until the module
+//! The cluster's programs: upstream's own, built from the Go modules beside this crate, kept in a folder until their module
 //! changes.
 //!
 //! Go's own cache does the rest: a program of an unchanged module is linked again within seconds, in any folder.
@@ -22,29 +22,31 @@ pub const CONTROL_PLANE: &[Program] =
 
 /// All others.
 pub const NODES: &[Program] = &[
+    Program::runtime("github.com/containerd/containerd/v2/cmd/containerd"),
+    Program::runtime("github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2"),
+    Program::runtime("github.com/containerd/containerd/v2/cmd/ctr"),
+    Program::runtime("github.com/coredns/coredns"),
     Program::kubernetes("cmd/kube-scheduler"),
     Program::kubernetes("cmd/kubelet"),
     Program::kubernetes("cmd/kube-proxy"),
     Program::kubernetes("cmd/kubectl"),
     Program::kubernetes("test/images/agnhost"),
     Program::kubernetes("test/images/regression-issue-74839"),
-    Program::of("github.com/containerd/containerd/v2/cmd", "containerd"),
-    Program::of("github.com/containerd/containerd/v2/cmd", "containerd-shim-runc-v2"),
-    Program::of("github.com/containerd/containerd/v2/cmd", "ctr"),
-    Program::of("github.com/coredns", "coredns"),
-    Program::of("github.com/onsi/ginkgo/v2", "ginkgo"),
-    Program { package: "test/e2e", parent: KUBERNETES_MODULE, kind: Kind::Tests },
+    Program { module: KUBERNETES_MODULE, package: "github.com/onsi/ginkgo/v2/ginkgo", parent: "", kind: Kind::Main },
+    Program { module: KUBERNETES_MODULE, package: "test/e2e", parent: "k8s.io/kubernetes/", kind: Kind::Tests },
 ];
 
-const KUBERNETES_MODULE: &str = "k8s.io/kubernetes";
-/// What the key of a build stands in, beside its programs.
-const KEY: &str = "built-from";
+/// The folder of the module with Kubernetes, among the modules.
+const KUBERNETES_MODULE: &str = "kubernetes";
+/// The folder of the module with what Kubernetes runs on.
+const RUNTIME_MODULE: &str = "runtime";
 /// How often a build says how far it is.
 const PROGRESS: Duration = Duration::from_secs(20);
 
 /// A Go program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Program {
+    module: &'static str,
     parent: &'static str,
     package: &'static str,
     kind: Kind,
@@ -58,11 +60,11 @@ enum Kind {
 
 impl Program {
     const fn kubernetes(package: &'static str) -> Self {
-        Self::of(KUBERNETES_MODULE, package)
+        Self { module: KUBERNETES_MODULE, parent: "k8s.io/kubernetes/", package, kind: Kind::Main }
     }
 
-    const fn of(parent: &'static str, package: &'static str) -> Self {
-        Self { parent, package, kind: Kind::Main }
+    const fn runtime(package: &'static str) -> Self {
+        Self { module: RUNTIME_MODULE, parent: "", package, kind: Kind::Main }
     }
 
     /// Its file's name: the last part of its package's, as Go names programs.
@@ -75,7 +77,7 @@ impl Program {
     }
 
     fn import_path(&self) -> String {
-        format!("{}/{}", self.parent, self.package)
+        format!("{}{}", self.parent, self.package)
     }
 }
 
@@ -85,22 +87,31 @@ pub fn folder(target: &Path) -> PathBuf {
     target.join("cluster/bin")
 }
 
-/// Makes sure that `programs` are in [`folder`] of `target`, built by the Go command `go` from the module in `module`.
-/// Says what it builds, how far it is, and how long it took. Two builds into one folder wait for each other.
+/// Makes sure that `programs` are in [`folder`] of `target`, built by the Go command `go` from the module folders in
+/// `modules`. Says what it builds, how far it is, and how long it took. Two builds into one folder wait for each other.
 ///
 /// # Errors
-/// When Go refuses, with what it said last.
-pub fn build(go: &Path, module: &Path, target: &Path, programs: &[Program]) -> Result<()> {
+/// When Go refuses, with what it said.
+pub fn build(go: &Path, modules: &Path, target: &Path, programs: &[Program]) -> Result<()> {
     let folder = folder(target);
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let lock = File::create(folder.with_file_name("lock")).context("cannot make the lock of the programs' folder")?;
     lock.lock().context("cannot lock the programs' folder")?;
-
-    let key = key(module)?;
-    if fs::read_to_string(folder.join(KEY)).is_ok_and(|built| built != key) {
-        empty(&folder)?;
+    for module in [RUNTIME_MODULE, KUBERNETES_MODULE] {
+        let wanted: Vec<&Program> = programs.iter().filter(|program| program.module == module).collect();
+        build_module(go, &modules.join(module), module, &folder, &wanted)?;
     }
-    let missing: Vec<&Program> = programs.iter().filter(|program| !folder.join(program.name()).is_file()).collect();
+    Ok(())
+}
+
+fn build_module(go: &Path, module: &Path, name: &str, folder: &Path, programs: &[&Program]) -> Result<()> {
+    let key = key(module)?;
+    let key_file = folder.join(format!("{name}.built-from"));
+    if fs::read_to_string(&key_file).ok().as_deref() != Some(&key) {
+        empty(folder, name)?;
+    }
+    let missing: Vec<&Program> =
+        programs.iter().filter(|program| !folder.join(program.name()).is_file()).copied().collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -108,7 +119,7 @@ pub fn build(go: &Path, module: &Path, target: &Path, programs: &[Program]) -> R
     let fresh = folder.join("new");
     remove(&fresh)?;
     fs::create_dir(&fresh).with_context(|| format!("cannot make {}", fresh.display()))?;
-    fs::write(folder.join(KEY), key).with_context(|| format!("cannot write to {}", folder.display()))?;
+    fs::write(&key_file, key).with_context(|| format!("cannot write {}", key_file.display()))?;
     let (mains, tests): (Vec<&Program>, Vec<&Program>) =
         missing.into_iter().partition(|program| program.kind == Kind::Main);
     if !mains.is_empty() {
@@ -148,7 +159,7 @@ fn linker_flags() -> String {
     flags
 }
 
-/// What programs follow from: the module's files and the flags.
+/// What a module's programs follow from: its files and the flags.
 fn key(module: &Path) -> Result<String> {
     let mut key = format!("{FLAGS:?} {}\n", linker_flags());
     for file in ["go.mod", "go.sum"] {
@@ -177,7 +188,7 @@ fn compile(
     let said = watch(child.stderr.take().context("Go has no error output")?, started);
     let status = child.wait().context("cannot wait for Go")?;
     if !status.success() {
-        bail!("Go cannot build {names} ({status}):\n{}", said.tail.join("\n"));
+        bail!("Go cannot build {names} ({status}):\n{}", said.mistakes.join("\n"));
     }
     println!("built {names} in {} s; {} packages were compiled", started.elapsed().as_secs(), said.compiled);
     Ok(())
@@ -187,7 +198,8 @@ fn compile(
 #[derive(Default)]
 struct Said {
     compiled: u32,
-    tail: Vec<String>,
+    /// What is not a package's name: downloads, and mistakes.
+    mistakes: Vec<String>,
 }
 
 /// Reads what Go prints to its end.
@@ -195,31 +207,26 @@ fn watch(output: impl Read, started: Instant) -> Said {
     let mut said = Said::default();
     let mut reported = started;
     for line in BufReader::new(output).lines().map_while(Result::ok) {
-        // A package's name, or a word about a download or a mistake, which have spaces.
-        if !line.contains(' ') {
-            said.compiled += 1;
+        if line.contains(' ') {
+            said.mistakes.push(line);
+            continue;
         }
+        said.compiled += 1;
         if reported.elapsed() >= PROGRESS {
             reported = Instant::now();
             println!("  {} s: {} packages compiled, now {line}", started.elapsed().as_secs(), said.compiled);
         }
-        if said.tail.len() == 30 {
-            said.tail.remove(0);
-        }
-        said.tail.push(line);
     }
     said
 }
 
-/// Removes what was built from other versions. etcd, which is not built here, stays.
-fn empty(folder: &Path) -> Result<()> {
-    println!("the cluster's programs are built anew: their versions or flags have changed");
-    for program in CONTROL_PLANE.iter().chain(NODES) {
+/// Removes a module's programs, which were built from other versions.
+fn empty(folder: &Path, module: &str) -> Result<()> {
+    for program in CONTROL_PLANE.iter().chain(NODES).filter(|program| program.module == module) {
         match fs::remove_file(folder.join(program.name())) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot remove the old {}", program.name()));
-            }
-            _ => {}
+            Ok(()) => println!("{} is built anew: its versions or flags have changed", program.name()),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot remove the old {}", program.name())),
         }
     }
     Ok(())
@@ -245,7 +252,7 @@ mod tests {
         let script = r#"#!/bin/sh
 echo "$@" >>CALLS
 out=; for word; do [ "$last" = -o ] && out=$word; last=$word; done
-if [ -d "$out" ]; then for word; do case $word in k8s.io/*) : >"$out/${word##*/}";; esac; done; else : >"$out"; fi
+if [ -d "$out" ]; then for word; do case $word in *.*/*/*) : >"$out/${word##*/}";; esac; done; else : >"$out"; fi
 echo k8s.io/some/package >&2
 "#;
         fs::write(&go, script.replace("CALLS", &folder.join("calls").display().to_string())).unwrap();
@@ -260,37 +267,44 @@ echo k8s.io/some/package >&2
     #[test]
     fn programs_are_built_once_and_anew_when_the_module_changes() {
         let folder = tempfile::tempdir().unwrap();
-        let (module, target) = (folder.path().join("module"), folder.path().join("target"));
-        fs::create_dir(&module).unwrap();
-        fs::write(module.join("go.mod"), "module a").unwrap();
-        fs::write(module.join("go.sum"), "").unwrap();
+        let (modules, target) = (folder.path().join("modules"), folder.path().join("target"));
+        for name in ["kubernetes", "runtime"] {
+            fs::create_dir_all(modules.join(name)).unwrap();
+            fs::write(modules.join(name).join("go.mod"), "module a").unwrap();
+            fs::write(modules.join(name).join("go.sum"), "").unwrap();
+        }
         let go = fake(folder.path());
-        let programs = [NODES[3], NODES[NODES.len() - 1]];
+        let made = |name: &str| target.join("cluster/bin").join(name).is_file();
+        let programs = [Program::kubernetes("cmd/kubectl"), NODES[0], NODES[NODES.len() - 1]];
         fs::create_dir_all(target.join("cluster/bin")).unwrap();
         fs::write(target.join("cluster/bin/etcd"), "").unwrap();
-        build(&go, &module, &target, &programs).unwrap();
-        assert!(target.join("cluster/bin/kubectl").is_file() && target.join("cluster/bin/e2e.test").is_file());
-        assert_eq!(calls(folder.path()), 2);
-        build(&go, &module, &target, &programs).unwrap();
-        assert_eq!(calls(folder.path()), 2, "all is there");
+        build(&go, &modules, &target, &programs).unwrap();
+        assert!(made("kubectl") && made("containerd") && made("e2e.test"));
+        assert_eq!(calls(folder.path()), 3);
+        build(&go, &modules, &target, &programs).unwrap();
+        assert_eq!(calls(folder.path()), 3, "all is there");
         fs::remove_file(target.join("cluster/bin/kubectl")).unwrap();
-        build(&go, &module, &target, &programs).unwrap();
-        assert_eq!(calls(folder.path()), 3, "one was missing");
-        fs::write(module.join("go.sum"), "changed").unwrap();
-        build(&go, &module, &target, &programs[..1]).unwrap();
-        assert!(!target.join("cluster/bin/e2e.test").exists(), "built from other versions");
-        assert!(target.join("cluster/bin/etcd").is_file(), "not built here");
+        build(&go, &modules, &target, &programs).unwrap();
+        assert_eq!(calls(folder.path()), 4, "one was missing");
+        fs::write(modules.join("kubernetes/go.sum"), "changed").unwrap();
+        build(&go, &modules, &target, &programs[..1]).unwrap();
+        assert!(!made("e2e.test"), "built from other versions");
+        assert!(made("containerd") && made("etcd"), "of another module, and of none");
     }
 
     #[test]
     fn the_stamped_version_is_the_one_that_go_mod_names() {
-        let module = include_str!("../go/go.mod");
+        let module = include_str!("../go/kubernetes/go.mod");
         assert!(module.contains(&format!("k8s.io/kubernetes {KUBERNETES}")));
         let staging = format!("=> k8s.io/api v0.{}", KUBERNETES.trim_start_matches("v1."));
         assert!(module.contains(&staging), "{staging}");
         assert!(linker_flags().contains("-X k8s.io/component-base/version.gitMinor=36"));
         for program in CONTROL_PLANE.iter().chain(NODES) {
-            assert!(include_str!("../go/tools.go").contains(&format!("\"{}\"", program.import_path())), "{program:?}");
+            let tools = match program.module {
+                RUNTIME_MODULE => include_str!("../go/runtime/tools.go"),
+                _ => include_str!("../go/kubernetes/tools.go"),
+            };
+            assert!(tools.contains(&format!("\"{}\"", program.import_path())), "{program:?}");
         }
     }
 }

@@ -74,7 +74,7 @@ fn find_mount(table: &str) -> Option<PathBuf> {
 /// Kills all processes in the group and below, then removes the directories, deepest first.
 ///
 /// # Errors
-/// When a directory is still there after two seconds.
+/// When a directory is still there after ten seconds.
 pub fn destroy(path: &Path) -> Result<()> {
     if !path.exists() {
         return Ok(());
@@ -83,7 +83,7 @@ pub fn destroy(path: &Path) -> Result<()> {
     if fs::write(path.join("cgroup.kill"), "1").is_err() {
         tracing::debug!("{} has no cgroup.kill", path.display());
     }
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         match remove_tree(path) {
             Ok(()) => return Ok(()),

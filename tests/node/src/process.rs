@@ -79,13 +79,7 @@ impl Place {
         Self::start(name, net, Some(mount), Some(cgroup), true)
     }
 
-    fn start(
-        name: &str,
-        net: NetNs,
-        mount: Option<MountNs>,
-        cgroup: Option<Arc<Cgroup>>,
-        named: bool,
-    ) -> Result<Self> {
+    fn start(name: &str, net: NetNs, mount: Option<MountNs>, cgroup: Option<Arc<Cgroup>>, named: bool) -> Result<Self> {
         let (jobs, queue) = mpsc::channel::<Job>();
         let (ready, entered) = mpsc::sync_channel(1);
         let namespace = net.clone();

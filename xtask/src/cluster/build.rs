@@ -1,27 +1,17 @@
-//! `cargo xtask cluster`: a real Kubernetes cluster in network namespaces.
+//! The cluster's programs: Go and etcd are found or fetched here, the rest is built by [`netlb_testcluster::programs`].
 
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{self, ExitCode};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use clap::{Subcommand, ValueEnum};
+use clap::ValueEnum;
 use netlb_testcluster::programs;
 
 use crate::{setup, sh};
 
 /// The oldest Go that fetches the version a module asks for.
 const GO: (u32, u32) = (1, 21);
-
-/// What there is to do with a cluster.
-#[derive(Subcommand)]
-pub(crate) enum Command {
-    /// Build its programs from Go modules: target/cluster/bin
-    Build {
-        /// Build these alone
-        #[arg(long, value_enum)]
-        only: Option<Part>,
-    },
-}
 
 /// A part of the programs.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -30,23 +20,16 @@ pub(crate) enum Part {
     ControlPlane,
 }
 
-/// Carries a command out.
-pub(crate) fn cluster(command: Command) -> Result<ExitCode> {
-    match command {
-        Command::Build { only } => build(only).map(|()| ExitCode::SUCCESS),
-    }
-}
-
 /// Installs what is missing and builds the cluster's programs, those that are not there yet.
 pub(crate) fn build(only: Option<Part>) -> Result<()> {
     let target = sh::root().join("target");
     etcd(&programs::folder(&target))?;
     let go = go()?;
-    let module = sh::root().join("tests/cluster/go");
-    programs::build(&go, &module, &target, programs::CONTROL_PLANE)?;
+    let modules = sh::root().join("tests/cluster/go");
+    programs::build(&go, &modules, &target, programs::CONTROL_PLANE)?;
     match only {
         Some(Part::ControlPlane) => Ok(()),
-        None => programs::build(&go, &module, &target, programs::NODES),
+        None => programs::build(&go, &modules, &target, programs::NODES),
     }
 }
 
@@ -65,7 +48,7 @@ fn go() -> Result<PathBuf> {
         }
     };
     // Outside of any module, so that no other version is fetched to answer.
-    let said = sh::read(process::Command::new(&go).arg("version").current_dir("/")).unwrap_or_default();
+    let said = sh::read(Command::new(&go).arg("version").current_dir("/")).unwrap_or_default();
     match version(&said) {
         Some(found) if found >= GO => Ok(go),
         _ => bail!(
@@ -91,26 +74,26 @@ fn etcd(folder: &Path) -> Result<()> {
             bail!("this is no Debian to take etcd from; put the program at {}", place.display());
         }
         setup::say(&format!("fetching etcd (Debian's package {PACKAGE}), unpacked but not installed"));
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         let unpacked = folder.with_file_name("etcd.new");
         if unpacked.exists() {
-            std::fs::remove_dir_all(&unpacked).with_context(|| format!("cannot remove {}", unpacked.display()))?;
+            fs::remove_dir_all(&unpacked).with_context(|| format!("cannot remove {}", unpacked.display()))?;
         }
-        std::fs::create_dir_all(&unpacked).with_context(|| format!("cannot make {}", unpacked.display()))?;
+        fs::create_dir_all(&unpacked).with_context(|| format!("cannot make {}", unpacked.display()))?;
         // The packages are signed; the user that apt fetches as cannot write below a home folder.
         let fetch = ["download", "-q", "-o", "APT::Sandbox::User=root", PACKAGE];
-        if sh::run(process::Command::new("apt-get").args(fetch).current_dir(&unpacked)).is_err() {
+        if sh::run(Command::new("apt-get").args(fetch).current_dir(&unpacked)).is_err() {
             setup::apt(&["update", "-q"])?;
-            sh::run(process::Command::new("apt-get").args(fetch).current_dir(&unpacked))?;
+            sh::run(Command::new("apt-get").args(fetch).current_dir(&unpacked))?;
         }
-        let deb = std::fs::read_dir(&unpacked)
+        let deb = fs::read_dir(&unpacked)
             .ok()
             .and_then(|mut files| files.find_map(|file| Some(file.ok()?.path())))
             .with_context(|| format!("apt-get left no package in {}", unpacked.display()))?;
-        sh::run(process::Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&unpacked))?;
-        std::fs::rename(unpacked.join("usr/bin/etcd"), &place)
+        sh::run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&unpacked))?;
+        fs::rename(unpacked.join("usr/bin/etcd"), &place)
             .with_context(|| format!("{PACKAGE} holds no usr/bin/etcd"))?;
-        std::fs::remove_dir_all(&unpacked).with_context(|| format!("cannot remove {}", unpacked.display()))?;
+        fs::remove_dir_all(&unpacked).with_context(|| format!("cannot remove {}", unpacked.display()))?;
     }
     Ok(())
 }

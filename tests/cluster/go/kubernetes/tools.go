@@ -1,5 +1,5 @@
-// Package testcluster names the programs that a test cluster is made of, so that go.mod and go.sum fix their versions.
-// Nothing here is ours; it is built with `cargo xtask cluster build`.
+// Package kubernetes names the programs of Kubernetes that a test cluster is made of, and of its end-to-end tests, so
+// that go.mod and go.sum fix their versions. Nothing here is ours; it is built with `cargo xtask cluster build`.
 //
 // go.mod: Kubernetes is not meant to be imported, so its staging modules have no version of their own in its go.mod;
 // the replacements name the one that belongs to it (v1.36.3 is v0.36.3). To move to another release, change both and
@@ -7,13 +7,9 @@
 
 //go:build tools
 
-package testcluster
+package kubernetes
 
 import (
-	_ "github.com/containerd/containerd/v2/cmd/containerd"
-	_ "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2"
-	_ "github.com/containerd/containerd/v2/cmd/ctr"
-	_ "github.com/coredns/coredns"
 	_ "github.com/onsi/ginkgo/v2/ginkgo"
 	_ "k8s.io/kubernetes/cmd/kube-apiserver"
 	_ "k8s.io/kubernetes/cmd/kube-controller-manager"

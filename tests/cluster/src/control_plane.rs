@@ -1,0 +1,221 @@
+//! The control plane: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, and the cluster's name server.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use netlb_testnode::address;
+use netlb_testnode::process::Stop;
+
+use crate::certificates::Authority;
+use crate::daemon::{Daemon, wait_for};
+use crate::wires::{self, Folders, Host};
+
+/// The API server's port.
+const PORT: u16 = 6443;
+/// The Service address of the API server: the first of the range.
+const KUBERNETES_V4: &str = "10.96.0.1";
+/// The Service address of the cluster's name server.
+pub const DNS_V4: &str = "10.96.0.10";
+/// The cluster's own domain.
+pub const DOMAIN: &str = "cluster.local";
+/// How long the API server may take to start.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The programs of the control plane.
+pub struct ControlPlane {
+    /// etcd; its data are in the control plane's memory.
+    pub etcd: Daemon,
+    /// kube-apiserver.
+    pub api_server: Daemon,
+    controller_manager: Daemon,
+    scheduler: Daemon,
+    dns: Daemon,
+    kubectl: PathBuf,
+    admin: PathBuf,
+    host: Host,
+}
+
+/// Where clients reach the API server.
+#[must_use]
+pub fn server() -> String {
+    format!("https://{}:{PORT}", wires::control_plane().v4)
+}
+
+impl ControlPlane {
+    /// Starts everything; the API server answers somewhat later: see [`ControlPlane::wait`].
+    ///
+    /// # Errors
+    /// Names the program that could not be started.
+    pub fn start(host: Host, bin: &Path, folders: &Folders, authority: &Authority) -> Result<Self> {
+        let logs = folders.logs();
+        let (place, own) = (&host.place, host.address);
+        let program = |name: &str| bin.join(name);
+
+        let etcd = program("etcd");
+        let etcd = Daemon::start("etcd", place, &logs, move || {
+            let mut command = Command::new(&etcd);
+            // In memory, since a test cluster has nothing to lose and disks are slow.
+            command.args(["--data-dir", "/run/etcd", "--quota-backend-bytes", "4294967296"]);
+            command.args(["--logger", "zap", "--log-level", "warn"]);
+            command.args(["--listen-client-urls", "http://127.0.0.1:2379"]);
+            command.args(["--advertise-client-urls", "http://127.0.0.1:2379"]);
+            command.args(["--listen-peer-urls", "http://127.0.0.1:2380"]);
+            command
+        })?;
+
+        let names =
+            ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"];
+        let mut addresses: Vec<IpAddr> = own.both().to_vec();
+        addresses.push("127.0.0.1".parse()?);
+        addresses.push(KUBERNETES_V4.parse()?);
+        let serving = authority.server("kube-apiserver", &names, &addresses)?;
+        let kubelets = authority.client("kube-apiserver-kubelet", "kube-apiserver", Some("system:masters"))?;
+        let (ca, accounts, public) = (authority.files(), authority.accounts_key(), authority.accounts_public_key());
+        let api_server = program("kube-apiserver");
+        let api_server = Daemon::start("kube-apiserver", place, &logs, move || {
+            let mut command = Command::new(&api_server);
+            command.args(["--etcd-servers", "http://127.0.0.1:2379"]);
+            command.args(["--advertise-address", &own.v4.to_string(), "--secure-port", &PORT.to_string()]);
+            command.arg("--tls-cert-file").arg(&serving.certificate).arg("--tls-private-key-file").arg(&serving.key);
+            command.arg("--client-ca-file").arg(&ca.certificate).arg("--cert-dir").arg("/run/kube-apiserver");
+            command.args(["--service-account-issuer", "https://kubernetes.default.svc.cluster.local"]);
+            command.arg("--service-account-key-file").arg(&public);
+            command.arg("--service-account-signing-key-file").arg(&accounts);
+            command.args(["--authorization-mode", "Node,RBAC", "--enable-admission-plugins", "NodeRestriction"]);
+            command.arg("--service-cluster-ip-range").arg(ranges(address::SERVICES_V4, address::SERVICES_V6));
+            command.arg("--kubelet-certificate-authority").arg(&ca.certificate);
+            command.arg("--kubelet-client-certificate").arg(&kubelets.certificate);
+            command.arg("--kubelet-client-key").arg(&kubelets.key);
+            command.args([
+                "--kubelet-preferred-address-types",
+                "InternalIP",
+                "--allow-privileged",
+                "--profiling=false",
+            ]);
+            command
+        })?;
+
+        let kubeconfig = |user: &str| authority.kubeconfig(user, &server(), &format!("system:{user}"), None);
+        let config = kubeconfig("kube-controller-manager")?;
+        let (ca, accounts) = (authority.files(), authority.accounts_key());
+        let controller_manager = program("kube-controller-manager");
+        let controller_manager = Daemon::start("kube-controller-manager", place, &logs, move || {
+            let mut command = Command::new(&controller_manager);
+            command
+                .arg("--kubeconfig")
+                .arg(&config)
+                .args(["--leader-elect=false", "--use-service-account-credentials"]);
+            command.arg("--service-account-private-key-file").arg(&accounts).arg("--root-ca-file").arg(&ca.certificate);
+            command
+                .arg("--cluster-signing-cert-file")
+                .arg(&ca.certificate)
+                .arg("--cluster-signing-key-file")
+                .arg(&ca.key);
+            command.arg("--cert-dir").arg("/run/kube-controller-manager");
+            // Which node has which pods is settled by the wires.
+            command.arg("--allocate-node-cidrs=false");
+            command.args(["--kube-api-qps", "200", "--kube-api-burst", "400"]);
+            command
+        })?;
+
+        let config = kubeconfig("kube-scheduler")?;
+        let scheduler = program("kube-scheduler");
+        let scheduler = Daemon::start("kube-scheduler", place, &logs, move || {
+            let mut command = Command::new(&scheduler);
+            command.arg("--kubeconfig").arg(&config).arg("--leader-elect=false");
+            command.arg("--cert-dir").arg("/run/kube-scheduler");
+            command.args(["--kube-api-qps", "200", "--kube-api-burst", "400"]);
+            command
+        })?;
+
+        let admin = authority.kubeconfig("admin", &server(), "kubernetes-admin", Some("system:masters"))?;
+        let corefile = folders.of(&host).with_extension("corefile");
+        fs::write(&corefile, corefile_text(&admin)).with_context(|| format!("cannot write {}", corefile.display()))?;
+        let dns = program("coredns");
+        let dns = Daemon::start("coredns", place, &logs, move || {
+            let mut command = Command::new(&dns);
+            command.arg("-conf").arg(&corefile);
+            command
+        })?;
+        Ok(Self { etcd, api_server, controller_manager, scheduler, dns, kubectl: program("kubectl"), admin, host })
+    }
+
+    /// The programs, in the order in which they need each other.
+    #[must_use]
+    pub fn daemons(&self) -> [&Daemon; 5] {
+        [&self.etcd, &self.api_server, &self.controller_manager, &self.scheduler, &self.dns]
+    }
+
+    /// The host that the control plane runs on.
+    #[must_use]
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The kubeconfig of a user who may do everything.
+    #[must_use]
+    pub fn admin(&self) -> &Path {
+        &self.admin
+    }
+
+    /// Waits until the API server says that it is ready.
+    ///
+    /// # Errors
+    /// When a program ends before, or after two minutes.
+    pub fn wait(&self, stop: &Stop) -> Result<()> {
+        let ready = || Ok(self.try_kubectl(&["get", "--raw", "/readyz"], "", stop)?.is_ok());
+        wait_for("the API server", PATIENCE, &[&self.etcd, &self.api_server], stop, ready)
+    }
+
+    /// Runs kubectl as administrator and returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn kubectl(&self, arguments: &[&str], input: &str, stop: &Stop) -> Result<String> {
+        match self.try_kubectl(arguments, input, stop)? {
+            Ok(text) => Ok(text),
+            Err(said) => bail!("`kubectl {}` failed: {said}", arguments.join(" ")),
+        }
+    }
+
+    fn try_kubectl(&self, arguments: &[&str], input: &str, stop: &Stop) -> Result<Result<String, String>> {
+        let mut command = Command::new(&self.kubectl);
+        command.arg("--kubeconfig").arg(&self.admin).args(arguments);
+        // Where kubectl keeps what it knows of the API.
+        command.env("HOME", "/run");
+        let output = self.host.place.output("kubectl", command, input.as_bytes(), stop)?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        Ok(if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) })
+    }
+}
+
+/// Two ranges, as Kubernetes writes dual stack.
+#[must_use]
+pub fn ranges(v4: &str, v6: &str) -> String {
+    format!("{v4},{v6}")
+}
+
+/// The name server knows the cluster's domain and nothing else: no other is within reach.
+fn corefile_text(kubeconfig: &Path) -> String {
+    let own = wires::control_plane();
+    format!(
+        ".:53 {{
+    bind {} {}
+    errors
+    kubernetes {DOMAIN} in-addr.arpa ip6.arpa {{
+        kubeconfig {}
+        pods insecure
+        ttl 5
+    }}
+    cache 5
+}}
+",
+        own.v4,
+        own.v6,
+        kubeconfig.display()
+    )
+}

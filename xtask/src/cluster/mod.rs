@@ -1,0 +1,193 @@
+//! `cargo xtask cluster`: a real Kubernetes cluster in network namespaces.
+//!
+//! `up` starts a keeper, a process of its own that holds the cluster, and shows what it says until the cluster is ready;
+//! `down` ends the keeper, and with it everything.
+
+mod build;
+mod keeper;
+
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{self, ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::Subcommand;
+use netlb_testcluster::state::{self, CLUSTERS, ClusterFile};
+use netlb_testcluster::{Options, Proxy, images, node, programs};
+use netlb_testnode::Stop;
+
+use crate::{build as agent, preflight, setup, sh, sudo};
+
+pub(crate) use build::build;
+
+/// What a node calls, and the Debian package each is in.
+const PROGRAMS: [(&str, &str); 6] = [
+    ("runc", "runc"),
+    ("debootstrap", "debootstrap"),
+    ("iptables", "iptables"),
+    ("nft", "nftables"),
+    ("unshare", "util-linux"),
+    ("setsid", "util-linux"),
+];
+
+/// What there is to do with a cluster.
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Make a cluster of two nodes, and leave it running
+    Up(UpArgs),
+    /// Remove clusters, and what killed ones left
+    Down {
+        /// This one; all if not said
+        #[arg(long)]
+        cluster: Option<String>,
+    },
+    /// Run a program on a host of a cluster: `cargo xtask cluster exec control-plane -- kubectl get pods -A`
+    Exec(ExecArgs),
+    /// Build its programs from Go modules: target/cluster/bin
+    Build {
+        /// Build these alone
+        #[arg(long, value_enum)]
+        only: Option<build::Part>,
+    },
+    /// Hold a cluster until a signal says to end; `up` starts it
+    #[command(hide = true)]
+    Keep(Shape),
+}
+
+/// How a cluster is to be.
+#[derive(clap::Args, Clone)]
+pub(crate) struct Shape {
+    /// What serves Services: netlb, kube-proxy-nftables or kube-proxy-iptables
+    #[arg(long, default_value = "netlb")]
+    proxy: Proxy,
+    /// What may be faster than netlb's packet path
+    #[arg(long, default_value = "none", value_parser = ["none", "socket"])]
+    accel: String,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    shape: Shape,
+    /// Everything is built already; set when the program starts itself again as root
+    #[arg(long, hide = true)]
+    built: bool,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct ExecArgs {
+    /// Which cluster, if several live; the newest if not said
+    #[arg(long)]
+    cluster: Option<String>,
+    /// `control-plane`, `node1`, `node2` or `client`
+    host: String,
+    /// The program and its arguments; the cluster's own programs and netlb are found, kubectl is the administrator
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+/// Carries a command out.
+pub(crate) fn cluster(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Up(args) => up(&args),
+        Command::Down { cluster } => down(cluster.as_deref()),
+        Command::Exec(args) => exec(&args),
+        Command::Build { only } => build(only).map(|()| ExitCode::SUCCESS),
+        Command::Keep(shape) => keeper::keep(options(&shape)?),
+    }
+}
+
+/// Builds and installs what is missing, and becomes root.
+pub(crate) fn prepare(built: bool, proxy: Proxy) -> Result<()> {
+    if !built {
+        build(None)?;
+        setup::packages(&PROGRAMS)?;
+        if !Path::new(node::CNI_PLUGINS).join("bridge").is_file() {
+            setup::install(vec!["containernetworking-plugins"])?;
+        }
+        if proxy == Proxy::Netlb {
+            agent::agent(&setup::setup()?)?;
+        }
+        sudo::become_root(true)?;
+    }
+    preflight::check()
+}
+
+/// Where everything is that a cluster is made of.
+pub(crate) fn options(shape: &Shape) -> Result<Options> {
+    let target = sh::root().join("target");
+    let bin = programs::folder(&target);
+    Ok(Options {
+        images: images::build(&target, &bin)?,
+        bin,
+        netlb: target.join("release/netlb"),
+        disk: target.join("cluster/run"),
+        proxy: shape.proxy,
+        accel: shape.accel.clone(),
+        stop: Stop::default(),
+    })
+}
+
+fn up(args: &UpArgs) -> Result<ExitCode> {
+    prepare(args.built, args.shape.proxy)?;
+    let Some(pid) = keeper::start(&args.shape)? else { return Ok(ExitCode::FAILURE) };
+    let clusters = CLUSTERS.live::<ClusterFile>()?;
+    let cluster = clusters.into_iter().map(|(_, cluster)| cluster).find(|cluster| cluster.pid == pid);
+    let cluster = cluster.context("the cluster was ready, and is gone again")?;
+    println!("Cluster {} is up. Try:", cluster.id);
+    for command in ["exec control-plane -- kubectl get nodes,pods -A -o wide", "exec node1 -- ip address", "down"] {
+        println!("  cargo xtask cluster {command}");
+    }
+    println!("Its programs' logs are in {}.", cluster.logs.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn down(id: Option<&str>) -> Result<ExitCode> {
+    sudo::become_root(false)?;
+    let chosen = match id {
+        None => CLUSTERS.live::<ClusterFile>()?,
+        Some(_) => vec![find(id)?],
+    };
+    for (folder, cluster) in &chosen {
+        keeper::end(cluster.pid, folder)?;
+        println!("Cluster {} is gone.", cluster.id);
+    }
+    let left = state::clean()?;
+    for line in &left {
+        println!("removed {line}");
+    }
+    if chosen.is_empty() && left.is_empty() {
+        println!("No cluster is up.");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn exec(args: &ExecArgs) -> Result<ExitCode> {
+    sudo::become_root(false)?;
+    let (_, cluster) = find(args.cluster.as_deref())?;
+    let folder = std::env::current_dir().ok();
+    cluster.host(&args.host)?.enter()?;
+    let (program, arguments) = args.command.split_first().context("no program is given")?;
+    let mut command = process::Command::new("env");
+    let netlb = cluster.netlb.parent().map(Path::display);
+    command.arg(format!("PATH={}:{}", node::search_path(&cluster.bin), netlb.context("netlb is in no folder")?));
+    command.arg(format!("KUBECONFIG={}", cluster.kubeconfig.display())).arg(program).args(arguments);
+    // Entering the mounts moved us to the root folder; go back where the user stood, if that exists there.
+    if let Some(folder) = folder.filter(|folder| folder.is_dir()) {
+        command.current_dir(folder);
+    }
+    bail!("cannot start {program}: {}", command.exec())
+}
+
+/// The newest live cluster, or the one with this id.
+pub(crate) fn find(id: Option<&str>) -> Result<(PathBuf, ClusterFile)> {
+    let mut clusters = CLUSTERS.live::<ClusterFile>()?;
+    let known: Vec<String> = clusters.iter().map(|(_, cluster)| cluster.id.clone()).collect();
+    match id {
+        None => clusters.pop().context("no cluster is up; make one with `cargo xtask cluster up`"),
+        Some(id) => clusters
+            .into_iter()
+            .find(|(_, cluster)| cluster.id == id)
+            .with_context(|| format!("there is no cluster {id}; up are: {}", known.join(", "))),
+    }
+}
