@@ -18,8 +18,9 @@ use serde_json::Value;
 
 const ACTOR: &str = env!("CARGO_BIN_EXE_netlb-actor");
 
-const STYLE: Style =
+const AUTO: Style =
     Style { pods: PodNetwork::Bridge, delivery: "auto", accel: "none", bridge_netfilter: false, tx_checksum: true };
+const STACK: Style = Style { pods: PodNetwork::Routed, delivery: "stack", ..AUTO };
 
 /// A NodePort beside the shared world.
 const NODE_PORT: &str = "
@@ -33,23 +34,31 @@ spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: http
 type Check = fn(&Rig) -> Result<()>;
 
 fn main() -> ExitCode {
-    let rig =
-        std::rc::Rc::new(std::cell::LazyCell::new(|| Rig::start(STYLE, ACTOR, &format!("{WORLD}---{NODE_PORT}"))));
-    let trials: [(&str, Check); 5] = [
+    let checks: [(&str, Check); 5] = [
         ("asking changes nothing in the maps", changes_nothing),
         ("the backends and refusals it names are those that clients then meet", as_traffic),
         ("it foretells the very backend of a connection, and finds the connection afterwards", foretells),
         ("a NodePort from outside", node_port),
         ("it is told in words, with names", in_words),
     ];
-    let trials = trials.map(|(name, check)| {
-        let rig = std::rc::Rc::clone(&rig);
-        Trial::new(name, move || {
-            let rig = (*rig).as_ref().map_err(|error| format!("no rig: {error:#}"))?;
-            check(rig).map_err(|error| format!("{error:#}\n{}", rig.agent.log_tail(15)))
-        })
-    });
-    harness::run(need(&[Need::Root, Need::Btf]), trials.into())
+    let mut trials = Vec::new();
+    // A second node takes every other pod, and has an agent of its own; who is asked about stays on the first.
+    let world = format!("{WORLD}---{NODE_PORT}")
+        .replace("metadata: {name: client}\nspec: {", "metadata: {name: client}\nspec: {nodeName: node1, ")
+        .replace("labels: {app: solo}}\nspec: {", "labels: {app: solo}}\nspec: {nodeName: node1, ");
+    for (style, nodes) in [(AUTO, 1), (STACK, 1), (AUTO, 2)] {
+        let world = world.clone();
+        let start = move || Rig::start_nodes(style, nodes, ACTOR, &world);
+        let rig = std::rc::Rc::new(std::cell::LazyCell::new(start));
+        for (name, check) in checks {
+            let rig = std::rc::Rc::clone(&rig);
+            trials.push(Trial::new(format!("{}, {nodes} nodes: {name}", style.name()), move || {
+                let rig = (*rig).as_ref().map_err(|error| format!("no rig: {error:#}"))?;
+                check(rig).map_err(|error| format!("{error:#}\n{}", rig.agent.log_tail(15)))
+            }));
+        }
+    }
+    harness::run(need(&[Need::Root, Need::Btf]), trials)
 }
 
 fn trace(rig: &Rig, arguments: &[&str]) -> Result<Value> {
@@ -75,7 +84,23 @@ fn sample(rig: &Rig) -> Result<Vec<(Transport, SocketAddr, BTreeSet<SocketAddr>)
     Ok(all)
 }
 
-const CLIENTS: [&str; 4] = ["default/client", "solo", "web", "node"];
+/// Who asks, all of them on the first node.
+fn clients(rig: &Rig) -> Result<Vec<&'static str>> {
+    let mut clients = vec!["default/client", "solo", "node"];
+    // The first of a Deployment's pods: a backend that asks its own Service.
+    if rig.pod("web")?.node().number == 1 {
+        clients.push("web");
+    }
+    Ok(clients)
+}
+
+/// How trace calls the end of a packet that reaches this backend.
+fn end(rig: &Rig, backend: &Value) -> Result<&'static str> {
+    let at: SocketAddr = backend.as_str().context("no backend")?.parse()?;
+    let pods = rig.node.pods();
+    let pod = pods.iter().find(|pod| pod.addresses().both().contains(&at.ip())).context("no pod's address")?;
+    Ok(if pod.node().number == 1 { "pod" } else { "away" })
+}
 
 /// The name by which `--from` knows a client.
 fn from(rig: &Rig, client: &str) -> Result<String> {
@@ -105,7 +130,7 @@ fn changes_nothing(rig: &Rig) -> Result<()> {
     let _stream = rig.inside("client", || sockets::tcp(None, vip))?;
     let before = rig.agent.netlb(&["dump"])?;
     ensure!(before.contains("conntrack "), "no flow in the dump: this would check little");
-    for client in CLIENTS {
+    for client in clients(rig)? {
         for (transport, vip, _) in sample(rig)? {
             trace(rig, &["--from", &from(rig, client)?, "--to", &vip.to_string(), "--protocol", protocol(transport)])?;
         }
@@ -117,7 +142,7 @@ fn changes_nothing(rig: &Rig) -> Result<()> {
 }
 
 fn as_traffic(rig: &Rig) -> Result<()> {
-    for client in CLIENTS {
+    for client in clients(rig)? {
         let mut said = Vec::new();
         for (transport, vip, wanted) in sample(rig)? {
             let told = trace(
@@ -126,7 +151,7 @@ fn as_traffic(rig: &Rig) -> Result<()> {
             )?;
             let backends = addresses(&told["result"]["backends"])?;
             ensure!(backends == wanted, "{client} to {vip}: {backends:?}, not {wanted:?}: {told:#}");
-            let kind = if wanted.is_empty() { "refused" } else { "pod" };
+            let kind = if wanted.is_empty() { "refused" } else { end(rig, &told["result"]["backend"])? };
             ensure!(told["result"]["kind"] == kind, "{client} to {vip}: {told:#}");
             ensure!(told["answer"]["arrives"] == true || wanted.is_empty(), "{client} to {vip}: {told:#}");
             said.push((transport, vip, backends));
@@ -157,6 +182,8 @@ fn foretells(rig: &Rig) -> Result<()> {
             let stream = rig.inside("client", || sockets::tcp(Some(port), vip))?;
             let answer = sockets::ask_on(&stream, "who?")?;
             ensure!(told["result"]["backend"] == answer.server.to_string(), "{answer} answered, not as in {told:#}");
+            ensure!(told["result"]["kind"] == end(rig, &told["result"]["backend"])?, "{told:#}");
+            ensure!(told["result"]["seen_as"] == answer.client.ip().to_string(), "{answer} was told, not as in {told:#}");
             let known = trace(rig, &["--from", &source, "--to", &vip.to_string(), "--flags", "ack"])?;
             ensure!(known["result"]["chosen_by"] == "flow", "{known:#}");
             ensure!(known["result"]["backend"] == answer.server.to_string(), "{known:#}");
@@ -171,9 +198,13 @@ fn node_port(rig: &Rig) -> Result<()> {
         let at = SocketAddr::new(address::node(1).of(family), 30080);
         let source: IpAddr = address::OUTSIDE.of(family);
         let told = trace(rig, &["--from", &source.to_string(), "--to", &at.to_string()])?;
-        ensure!(told["result"]["kind"] == "pod" && told["answer"]["arrives"] == true, "{told:#}");
+        let end = end(rig, &told["result"]["backend"])?;
+        ensure!(told["result"]["kind"] == end && told["answer"]["arrives"] == true, "{told:#}");
         ensure!(addresses(&told["result"]["backends"])? == backends(family), "{told:#}");
-        ensure!(told["result"]["seen_as"] == source.to_string() && told["result"]["masqueraded"] == false, "{told:#}");
+        // Only a backend of this node sees the client as it is.
+        let seen_as = if end == "pod" { source } else { address::node(1).of(family) };
+        ensure!(told["result"]["seen_as"] == seen_as.to_string(), "{told:#}");
+        ensure!(told["result"]["masqueraded"] == (end == "away"), "{told:#}");
         rig.ask_all(&Client::Outside, &[(Tcp, at, backends(family))])?;
     }
     let told = trace(rig, &["--from", "outside", "--to", "node:30081"])?;
@@ -189,7 +220,7 @@ fn in_words(rig: &Rig) -> Result<()> {
         "(default/client)",
         "default/solo",
         &vip,
-        "delivered to default/solo",
+        if rig.style == STACK { "into default/solo" } else { "delivered to default/solo" },
         "The answer comes back as from",
     ];
     let missing: Vec<_> = words.iter().filter(|word| !text.contains(**word)).collect();

@@ -3,12 +3,17 @@
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, ensure};
+use netlb_common::Reason;
 use netlb_testnode::PodNetwork;
+use netlb_testnode::address::Family;
+use netlb_testnode::netns::NetNs;
 use netlb_testnode::process::Stop;
+use netlb_testnode::wire::Transport::{Tcp, Udp};
 use netlb_tests::harness::{self, Trial};
 use netlb_tests::kernel_objects;
 use netlb_tests::need::{Need, need};
 use netlb_tests::rig::{Rig, Style};
+use netlb_tests::sockets;
 use netlb_tests::traffic::WORLD;
 use serde_json::{Value, json};
 
@@ -21,8 +26,8 @@ const STYLE: Style =
 type Check = fn(&Rig) -> Result<()>;
 
 fn main() -> ExitCode {
-    let rig = std::rc::Rc::new(std::cell::LazyCell::new(|| Rig::start(STYLE, ACTOR, WORLD)));
-    let trials: [(&str, Check); 8] = [
+    let rig = std::rc::Rc::new(std::cell::LazyCell::new(|| Rig::start_with(STYLE, ACTOR, WORLD, &["--pod-interfaces", "veth*"])));
+    let trials: [(&str, Check); 9] = [
         ("the node's uplink is found, and the pods' bridge is none", found),
         ("an uplink comes, with a second one, and goes", comes_and_goes),
         ("it changes address and MTU", changes),
@@ -30,6 +35,7 @@ fn main() -> ExitCode {
         ("it becomes the port of a bridge, which takes its place", becomes_a_port),
         ("programs that somebody took off it come back", taken_off),
         ("the node's addresses follow its devices", node_addresses),
+        ("a client whose device has no programs gets a backend where its packets would leave", slipped),
         ("without free source ports it reserves some, and cleanup gives them back", reserved_ports),
     ];
     let trials = trials.map(|(name, check)| {
@@ -189,6 +195,46 @@ fn taken_off(rig: &Rig) -> Result<()> {
     }
     ensure_programs(rig, "eth0", 0)?;
     rig.eventually("the programs are back", || ensure_programs(rig, "eth0", 1))
+}
+
+/// A client behind a veth of the node that the agent takes for no pod's: no route but the node's default one leads to a Service.
+fn slipped(rig: &Rig) -> Result<()> {
+    let guest = NetNs::create()?;
+    let inside = |arguments: &str| {
+        let output = guest.run(|| Command::new("ip").args(arguments.split(' ')).output())??;
+        ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    };
+    let namespace = format!("/proc/{}/fd/{}", std::process::id(), guest.descriptor());
+    ip(rig, "link add odd0 address 02:00:00:00:dd:00 type veth peer name odd1 address 02:00:00:00:dd:01")?;
+    ip(rig, &format!("link set odd1 netns {namespace}"))?;
+    ip(rig, "link set odd0 up")?;
+    inside("link set odd1 up")?;
+    for (address, gateway) in [("10.99.9.2/32", "169.254.1.1"), ("fd00:99:9::2/128", "fe80::1")] {
+        let flag = if address.contains(':') { " nodad" } else { "" };
+        inside(&format!("addr add {address} dev odd1{flag}"))?;
+        inside(&format!("neigh add {gateway} lladdr 02:00:00:00:dd:00 nud permanent dev odd1"))?;
+        inside(&format!("route add default via {gateway} dev odd1 onlink"))?;
+        let bare = address.split('/').next().unwrap_or(address);
+        ip(rig, &format!("neigh add {bare} lladdr 02:00:00:00:dd:01 nud permanent dev odd0"))?;
+        ip(rig, &format!("route add {address} dev odd0"))?;
+    }
+    wait_none(rig, "odd0", "no address of its own")?;
+    for family in Family::BOTH {
+        for (transport, service, port, target) in [(Tcp, "web", 80, 8080), (Udp, "dns", 53, 5353)] {
+            let vip = rig.frontend(service, family, port)?;
+            let ask = || guest.run(|| sockets::ask(transport, vip, "who?"))?;
+            let (answer, slipped) = rig.growth(Reason::SLIPPED, ask)?;
+            ensure!(slipped == 1, "{slipped} flows are counted as slipped, of one");
+            ensure!(rig.backends(service, family, target).contains(&answer.server), "{answer} is none of {service}'s");
+            // What left by the uplink and comes back has the node's address.
+            let node = netlb_testnode::address::node(1).of(family);
+            ensure!(answer.client.ip() == node, "the pod saw {}, not the node {node}", answer.client);
+        }
+        let refused = guest.run(|| sockets::connect_within(sockets::SILENCE, Tcp, None, rig.frontend("empty", family, 80)?))?;
+        ensure!(refused.is_err(), "a Service without endpoints answered");
+    }
+    remove(rig, "odd0")
 }
 
 fn node_addresses(rig: &Rig) -> Result<()> {

@@ -4,6 +4,7 @@
 //! A case brings the pods and Services it needs beyond [`WORLD`], under names of its own, so that cases share a rig.
 
 mod changes;
+mod choice;
 mod flows;
 pub(crate) mod path;
 mod refusals;
@@ -49,6 +50,11 @@ pub const CASES: &[Case] = &[
         on: |style| *style == Style::ALL[0],
         ..case("session affinity ends with its timeout", flows::affinity_ends)
     },
+    case("round robin takes a Service's backends in turn", choice::in_turn),
+    case("weights share connections out, and 0 gets none", choice::by_weight),
+    case("a backend whose weight falls to 0 keeps its connections and gets no new ones", choice::drained),
+    case("source hash keeps a client at one backend", choice::by_source),
+    case("least connections counts what is open", choice::least_connections),
     case("20 MB in each direction arrive as they were sent", flows::bulk),
     case("two VIPs with one backend and one client tuple work at once", flows::two_vips),
     case("the ports of a connection that is over can be used again at once", flows::port_reuse),
