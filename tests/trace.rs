@@ -183,7 +183,10 @@ fn foretells(rig: &Rig) -> Result<()> {
             let answer = sockets::ask_on(&stream, "who?")?;
             ensure!(told["result"]["backend"] == answer.server.to_string(), "{answer} answered, not as in {told:#}");
             ensure!(told["result"]["kind"] == end(rig, &told["result"]["backend"])?, "{told:#}");
-            ensure!(told["result"]["seen_as"] == answer.client.ip().to_string(), "{answer} was told, not as in {told:#}");
+            ensure!(
+                told["result"]["seen_as"] == answer.client.ip().to_string(),
+                "{answer} was told, not as in {told:#}"
+            );
             let known = trace(rig, &["--from", &source, "--to", &vip.to_string(), "--flags", "ack"])?;
             ensure!(known["result"]["chosen_by"] == "flow", "{known:#}");
             ensure!(known["result"]["backend"] == answer.server.to_string(), "{known:#}");

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use netlb_common::Reason;
 use netlb_testnode::PodNetwork;
 use netlb_testnode::address::Family;
+use netlb_testnode::link::Links;
 use netlb_testnode::netns::NetNs;
 use netlb_testnode::process::Stop;
 use netlb_testnode::wire::Transport::{Tcp, Udp};
@@ -26,8 +27,10 @@ const STYLE: Style =
 type Check = fn(&Rig) -> Result<()>;
 
 fn main() -> ExitCode {
-    let rig = std::rc::Rc::new(std::cell::LazyCell::new(|| Rig::start_with(STYLE, ACTOR, WORLD, &["--pod-interfaces", "veth*"])));
-    let trials: [(&str, Check); 9] = [
+    let rig = std::rc::Rc::new(std::cell::LazyCell::new(|| {
+        Rig::start_with(STYLE, ACTOR, WORLD, &["--pod-interfaces", "veth*"])
+    }));
+    let trials: [(&str, Check); 10] = [
         ("the node's uplink is found, and the pods' bridge is none", found),
         ("an uplink comes, with a second one, and goes", comes_and_goes),
         ("it changes address and MTU", changes),
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
         ("programs that somebody took off it come back", taken_off),
         ("the node's addresses follow its devices", node_addresses),
         ("a client whose device has no programs gets a backend where its packets would leave", slipped),
+        ("a connection that begins while its pod's device has no programs is answered", slipped_once),
         ("without free source ports it reserves some, and cleanup gives them back", reserved_ports),
     ];
     let trials = trials.map(|(name, check)| {
@@ -187,14 +191,35 @@ fn becomes_a_port(rig: &Rig) -> Result<()> {
 }
 
 fn taken_off(rig: &Rig) -> Result<()> {
-    let index = row(rig, "eth0")?["ifindex"].as_u64().context("no index")?;
-    let node = rig.node.node(1)?;
-    for program in ["from_outside", "to_outside"] {
-        let pin = format!("{}/links/{program}-{index}", netlb_testnode::agent::PIN_PATH);
-        node.mount.run(|| std::fs::remove_file(&pin))?.with_context(|| format!("no {pin}"))?;
+    take_off(rig, "eth0", ["from_outside", "to_outside"])?;
+    wait_back(rig, "eth0", ["from_outside", "to_outside"])
+}
+
+/// Takes the programs off a device, as somebody with a broom would; the agent may be quick to put them back.
+fn take_off(rig: &Rig, device: &str, programs: [&str; 2]) -> Result<()> {
+    for program in programs {
+        let pin = pin(rig, device, program)?;
+        rig.node.node(1)?.mount.run(|| std::fs::remove_file(&pin))?.with_context(|| format!("cannot remove {pin}"))?;
     }
-    ensure_programs(rig, "eth0", 0)?;
-    rig.eventually("the programs are back", || ensure_programs(rig, "eth0", 1))
+    Ok(())
+}
+
+/// The pin of a program's link to a device.
+fn pin(rig: &Rig, device: &str, program: &str) -> Result<String> {
+    let index = Links::open(rig.node.node(1)?.net())?.index(device)?;
+    Ok(format!("{}/links/{program}-{index}", netlb_testnode::agent::PIN_PATH))
+}
+
+/// Waits until programs that were taken off are back: their links have pins again. That a program is there says little, since the kernel takes its time
+/// to remove a link.
+fn wait_back(rig: &Rig, device: &str, programs: [&str; 2]) -> Result<()> {
+    rig.eventually("the programs are back", || {
+        for program in programs {
+            let pin = pin(rig, device, program)?;
+            rig.node.node(1)?.mount.run(|| std::fs::metadata(&pin))?.with_context(|| format!("no {pin}"))?;
+        }
+        ensure_programs(rig, device, 1)
+    })
 }
 
 /// A client behind a veth of the node that the agent takes for no pod's: no route but the node's default one leads to a Service.
@@ -221,20 +246,46 @@ fn slipped(rig: &Rig) -> Result<()> {
     }
     wait_none(rig, "odd0", "no address of its own")?;
     for family in Family::BOTH {
-        for (transport, service, port, target) in [(Tcp, "web", 80, 8080), (Udp, "dns", 53, 5353)] {
-            let vip = rig.frontend(service, family, port)?;
-            let ask = || guest.run(|| sockets::ask(transport, vip, "who?"))?;
-            let (answer, slipped) = rig.growth(Reason::SLIPPED, ask)?;
-            ensure!(slipped == 1, "{slipped} flows are counted as slipped, of one");
-            ensure!(rig.backends(service, family, target).contains(&answer.server), "{answer} is none of {service}'s");
-            // What left by the uplink and comes back has the node's address.
-            let node = netlb_testnode::address::node(1).of(family);
-            ensure!(answer.client.ip() == node, "the pod saw {}, not the node {node}", answer.client);
-        }
-        let refused = guest.run(|| sockets::connect_within(sockets::SILENCE, Tcp, None, rig.frontend("empty", family, 80)?))?;
+        let vip = rig.frontend("dns", family, 53)?;
+        let ask = || guest.run(|| sockets::ask(Udp, vip, "who?"))?;
+        let (answer, slipped) = rig.growth(Reason::SLIPPED, ask).with_context(|| format!("asking {vip}"))?;
+        ensure!(slipped == 1, "{slipped} flows are counted as slipped, of one");
+        ensure!(rig.backends("dns", family, 5353).contains(&answer.server), "{answer} is none of dns's");
+        // What was about to leave by the uplink has the node's address.
+        let node = netlb_testnode::address::node(1).of(family);
+        ensure!(answer.client.ip() == node, "the pod saw {}, not the node {node}", answer.client);
+        let refused = guest.run(|| {
+            sockets::connect_within(sockets::SILENCE, Tcp, None, rig.frontend("empty", family, 80)?).map(drop)
+        })?;
         ensure!(refused.is_err(), "a Service without endpoints answered");
     }
     remove(rig, "odd0")
+}
+
+/// A pod whose device has no programs while its connection begins, and has them soon after.
+fn slipped_once(rig: &Rig) -> Result<()> {
+    let pod = rig.pod("client")?;
+    let device = pod.device().context("a pod of the node has a device")?;
+    let programs = ["from_pod", "to_pod"];
+    for family in Family::BOTH {
+        let vip = rig.frontend("web", family, 80)?;
+        // The agent puts its programs back within a second: it may be faster than the connection.
+        rig.eventually("a connection slips", || {
+            take_off(rig, device, programs)?;
+            let ask = || rig.inside("client", || sockets::ask(Tcp, vip, "who?"));
+            let (answer, slipped) = rig.growth(Reason::SLIPPED, ask)?;
+            ensure!(rig.backends("web", family, 8080).contains(&answer.server), "{answer} is none of web's");
+            wait_back(rig, device, programs)?;
+            let (again, none) = rig.growth(Reason::SLIPPED, ask)?;
+            ensure!(
+                again.client.ip() == pod.addresses().of(family) && none == 0,
+                "{again} with programs; {none} slipped"
+            );
+            ensure!(slipped == 1, "{slipped} flows are counted as slipped, of one");
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 fn node_addresses(rig: &Rig) -> Result<()> {

@@ -9,13 +9,14 @@ use netlb_ebpf::leave::leave;
 use netlb_ebpf::socket;
 
 use crate::hooks::sock::{self, SockAddr};
-use crate::hooks::tc::Skb;
+use crate::hooks::tc::{Side, Skb};
 use crate::hooks::xdp::Xdp;
 use crate::kernel::KernelTables;
 
-/// A TC program: the route, and whether its device is an uplink. There, a frame with a VLAN tag is left to the device that takes the tag off.
+/// A TC program: the route, whether its device is an uplink, and the side of it. At an uplink, a frame with a VLAN tag is left to the device that takes
+/// the tag off.
 macro_rules! classifiers {
-    ($($name:ident $route:path, $outside:literal;)*) => { $(
+    ($($name:ident $route:path, $outside:literal, $side:ident;)*) => { $(
         #[classifier]
         pub fn $name(ctx: TcContext) -> i32 {
             let mut skb = Skb(ctx.skb.skb);
@@ -24,16 +25,16 @@ macro_rules! classifiers {
             }
             let device = skb.device($outside);
             let verdict = $route(&mut skb, &KernelTables, device);
-            skb.finish(verdict, device)
+            skb.finish(verdict, device, Side::$side)
         }
     )* };
 }
 
 classifiers! {
-    from_pod enter, false;
-    to_pod leave, false;
-    from_outside enter, true;
-    to_outside leave, true;
+    from_pod enter, false, Ingress;
+    to_pod leave, false, Egress;
+    from_outside enter, true, Ingress;
+    to_outside leave, true, Egress;
 }
 
 macro_rules! xdps {

@@ -38,6 +38,13 @@ const ROOM_AFTER_MAC: u32 = 1;
 #[unsafe(no_mangle)]
 static CSUM_IPV6: Global<u64> = Global::new(0x80);
 
+/// Where at its device a program stands.
+#[derive(Clone, Copy)]
+pub(crate) enum Side {
+    Ingress,
+    Egress,
+}
+
 pub(crate) struct Skb(pub(crate) *mut __sk_buff);
 
 impl Skb {
@@ -76,7 +83,7 @@ impl Skb {
 
     /// The verdict as TCX wants it.
     #[inline(always)]
-    pub(crate) fn finish(&mut self, verdict: Verdict, device: Device) -> i32 {
+    pub(crate) fn finish(&mut self, verdict: Verdict, device: Device, side: Side) -> i32 {
         match verdict.decide() {
             Decision::Pass => NEXT,
             Decision::Drop(reason) => {
@@ -89,13 +96,18 @@ impl Skb {
             Decision::Reflect if device.is_uplink() => unsafe { bpf_redirect(device.ifindex(), 0) as i32 },
             Decision::Reflect => self.deliver(device.ifindex()),
             Decision::Deliver(ifindex) => self.deliver(ifindex),
-            Decision::Route(ifindex) => Self::route_out(ifindex),
+            Decision::Route(ifindex) => Self::route_out(ifindex, side),
         }
     }
 
-    /// Out of a device, by the neighbour that the FIB named; the kernel finds its MAC, and waits for it if need be.
+    /// Out of a device, by the neighbour that the FIB named; the kernel finds its MAC, and waits for it if need be. At egress the frame has a route
+    /// already, and one that waits would leave with the MAC of that route's neighbour: there the kernel is to look for a route again.
     #[inline(always)]
-    fn route_out(ifindex: u32) -> i32 {
+    fn route_out(ifindex: u32, side: Side) -> i32 {
+        if matches!(side, Side::Egress) {
+            // SAFETY: no next hop, of no length.
+            return unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) as i32 };
+        }
         let Some(fib) = FIB.get_ptr_mut(0) else { return DROP };
         // SAFETY: this CPU's own record; the helper is told the size of what it reads.
         unsafe {
