@@ -200,6 +200,34 @@ fn every_field_of_a_service_and_its_slices_is_documented() {
 }
 
 #[test]
+fn every_field_of_kube_proxys_configuration_is_documented() {
+    let page = fs::read_to_string(root().join("docs/configuration.md")).expect("docs/configuration.md");
+    for (field, why) in netlb_user::config::kube_proxy::FIELDS {
+        let row = page.lines().find(|line| line.starts_with(&format!("| `{field}` | ")));
+        let row = row.unwrap_or_else(|| panic!("docs/configuration.md has no row for {field}"));
+        match why {
+            Some(why) => assert!(row.ends_with(&format!(" | nothing: {why} |")), "{field}: {why}\n{row}"),
+            None => assert!(!row.contains("| nothing"), "{field} is honoured: {row}"),
+        }
+    }
+}
+
+#[test]
+fn every_metric_is_documented() {
+    let page = fs::read_to_string(root().join("docs/configuration.md")).expect("docs/configuration.md");
+    let text = netlb_user::metrics::Metrics::new(None).and_then(|metrics| metrics.text()).expect("metrics");
+    let listed: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    let named: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    assert!(named.len() > 40, "only {} metrics: {named:?}", named.len());
+    for name in &named {
+        assert!(listed.contains(name), "docs/configuration.md has no row for {name}");
+    }
+    for name in listed.iter().filter(|name| ["kubeproxy_", "netlb_", "process_"].iter().any(|p| name.starts_with(p))) {
+        assert!(named.contains(name), "docs/configuration.md lists {name}, which is not exported");
+    }
+}
+
+#[test]
 fn nothing_committed_names_a_path_of_the_machine_it_was_written_on() {
     let words = [concat!("/wo", "rk/"), concat!("/shared", "/design"), concat!("/tmp/", "brief")];
     for (path, text) in files(".", &[".rs", ".md", ".toml", ".yaml", ".ci/run"]) {

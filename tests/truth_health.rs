@@ -17,7 +17,7 @@ use netlb_testnode::netns::NetNs;
 use netlb_tests::harness::{self, Trial};
 use netlb_tests::http::{Response, ask};
 use netlb_tests::need::{Need, need};
-use netlb_user::health::{Addresses, Clock, Feed, Health, HealthPort, Moment, Opened, Ready, Site};
+use netlb_user::health::{Addresses, Clock, Feed, Health, HealthPort, Listen, Moment, Opened, Ready, Site};
 use netlb_user::k8s::convert;
 use netlb_user::model::{Family, NodeName, ServiceName, World};
 use serde::Deserialize;
@@ -512,7 +512,8 @@ impl Servers {
             Moment { since, wall: SystemTime::UNIX_EPOCH + since }
         });
         let (changed, news) = channel();
-        let health = Health::start(at, timeout, clock, move || {
+        let listen = Listen { healthz: at, probed: Arc::new(|_, _| ()), pages: None };
+        let health = Health::start(listen, timeout, clock, move || {
             // Nobody listens any more once the trial ends.
             let _ = changed.send(());
         })?;

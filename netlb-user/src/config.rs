@@ -1,7 +1,10 @@
 //! What the agent was asked to do: flags and a file of the same names, put together and checked once.
 
+pub mod configz;
+pub mod kube_proxy;
+
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
@@ -17,11 +20,15 @@ use crate::k8s::Access;
 use crate::model::{Cidr, Family, Scheduler};
 use crate::runtime::mounts;
 use crate::runtime::ports::Ports;
+use kube_proxy::KubeProxyConfiguration;
 
 /// Where pins are if nobody says otherwise.
 pub const PIN_PATH: &str = "/sys/fs/bpf/netlb";
 /// Where status, names and lock are if nobody says otherwise.
 pub const RUN_DIR: &str = "/run/netlb";
+
+/// What `/proxyMode` answers if nobody says otherwise.
+const PROXY_MODE: &str = "netlb";
 
 /// The API server's default for `--service-node-port-range`.
 const NODE_PORTS: Ports = Ports { first: 30_000, last: 32_767 };
@@ -117,6 +124,18 @@ pub struct Settings {
     #[arg(long, value_name = "ADDRESS")]
     pub healthz_bind_address: Option<String>,
 
+    /// Where /metrics, /proxyMode and /configz answer: ADDRESS, ADDRESS:PORT or none [default: 127.0.0.1:10249]
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics_bind_address: Option<String>,
+
+    /// What /proxyMode answers, for checks that want to hear a mode of kube-proxy's [default: netlb]
+    #[arg(long, value_name = "WORD")]
+    pub proxy_mode: Option<String>,
+
+    /// The address that counts as this node's primary one of its family, if it has it [default: the Node object's, else an uplink's]
+    #[arg(long, value_name = "ADDRESS")]
+    pub bind_address: Option<IpAddr>,
+
     /// How devices get their programs, instead of the best way the kernel has: for tests and for faults in one of them
     #[arg(long, value_enum, value_name = "METHOD", hide = true)]
     pub attach: Option<Method>,
@@ -196,6 +215,12 @@ pub struct Config {
     pub delivery: Mode,
     /// Where `/healthz` and `/livez` answer.
     pub healthz: Option<SocketAddr>,
+    /// Where `/metrics`, `/proxyMode` and `/configz` answer.
+    pub metrics: Option<SocketAddr>,
+    /// What `/proxyMode` answers.
+    pub proxy_mode: String,
+    /// Primary address of its family, if the node has it.
+    pub bind_address: Option<IpAddr>,
     /// `None`: the best the kernel has.
     pub attach: Option<Method>,
     pub detached: bool,
@@ -209,6 +234,8 @@ pub struct Config {
 pub enum ConfigError {
     #[error("--config {path}: {reason}; fields are named like flags, e.g. `max-services: 1000`")]
     File { path: String, reason: String },
+    #[error("--config {path}: {reason}")]
+    Document { path: String, reason: String },
     #[error(
         "no source: name the API server's credentials with --kubeconfig FILE, or run in a pod with a service account, or name a folder of Kubernetes objects with --source DIR (in the file of --config: `kubeconfig:`, `source:`)"
     )]
@@ -227,8 +254,8 @@ pub enum ConfigError {
         "--nodeport-addresses {word} is no range of addresses; use ranges like 10.0.0.0/8 (one address: 10.0.0.7/32), primary or localhost"
     )]
     NodePortAddress { word: String },
-    #[error("--healthz-bind-address {value} is no address; write one like 0.0.0.0:10256 or [::1]:10256, or none")]
-    NoHealthzAddress { value: String },
+    #[error("--{flag} {value} is no address; write one like 0.0.0.0:{port} or [::1]:{port}, or none")]
+    NoAddress { flag: &'static str, value: String, port: u16 },
     #[error("--scheduler {word} is none; use random, rr, wrr, sh or lc")]
     Scheduler { word: String },
     #[error("--service-node-port-range {text} is no range of ports; use e.g. 30000-32767")]
@@ -249,17 +276,42 @@ pub enum ConfigError {
     NotACgroup { path: String },
 }
 
-impl Settings {
-    /// Reads the file of `--config`.
+/// What the file of `--config` says.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct ConfigFile {
+    /// As it was read.
+    pub text: String,
+    pub settings: Settings,
+    /// If it is kube-proxy's.
+    pub document: Option<KubeProxyConfiguration>,
+    /// What is accepted and does nothing, a line each.
+    pub notes: Vec<String>,
+    /// What is no field of kube-proxy's, a line each.
+    pub unknown: Vec<String>,
+}
+
+impl ConfigFile {
+    /// Reads the file: settings of netlb's own, or kube-proxy's configuration.
     ///
     /// # Errors
-    /// If it cannot be read, is not YAML, or has a field that is none: with the field's name and line.
+    /// If it cannot be read, is not YAML, is another object, has a value that cannot be, or (netlb's own) a field that is none: with the field's
+    /// name and line.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let error = |reason: String| ConfigError::File { path: path.display().to_string(), reason };
-        let text = std::fs::read_to_string(path).map_err(|e| error(e.to_string()))?;
-        Self::parse(&text).map_err(error)
+        let document = |reason| ConfigError::Document { path: path.display().to_string(), reason };
+        let text = std::fs::read_to_string(path).map_err(|e| document(e.to_string()))?;
+        if !kube_proxy::is_one(&text).map_err(document)? {
+            let error = |reason| ConfigError::File { path: path.display().to_string(), reason };
+            let settings = Settings::parse(&text).map_err(error)?;
+            return Ok(ConfigFile { text, settings, ..ConfigFile::default() });
+        }
+        let kube_proxy::Read { document, settings, notes, unknown } = kube_proxy::read(&text).map_err(document)?;
+        let named = |line: String| format!("--config {}: {line}", path.display());
+        let (notes, unknown) = (notes.into_iter().map(named).collect(), unknown.into_iter().map(named).collect());
+        Ok(ConfigFile { text, settings, document: Some(document), notes, unknown })
     }
+}
 
+impl Settings {
     fn parse(text: &str) -> Result<Self, String> {
         if text.trim().is_empty() {
             return Ok(Settings::default());
@@ -267,13 +319,14 @@ impl Settings {
         serde_norway::from_str(text).map_err(|e| e.to_string())
     }
 
-    /// These settings, and where they say nothing `below`'s.
+    /// These settings, and where they say nothing `below`'s. Who names one kind of source wants no other.
     #[must_use]
     pub fn over(self, below: Settings) -> Settings {
+        let (folder, server) = (self.source.is_some(), self.kubeconfig.is_some() || self.api_server.is_some());
         Settings {
-            source: self.source.or(below.source),
-            kubeconfig: self.kubeconfig.or(below.kubeconfig),
-            api_server: self.api_server.or(below.api_server),
+            source: self.source.or(below.source.filter(|_| !server)),
+            kubeconfig: self.kubeconfig.or(below.kubeconfig.filter(|_| !folder)),
+            api_server: self.api_server.or(below.api_server.filter(|_| !folder)),
             node_name: self.node_name.or(below.node_name),
             pin_path: self.pin_path.or(below.pin_path),
             run_dir: self.run_dir.or(below.run_dir),
@@ -292,6 +345,9 @@ impl Settings {
             accel: self.accel.or(below.accel),
             delivery: self.delivery.or(below.delivery),
             healthz_bind_address: self.healthz_bind_address.or(below.healthz_bind_address),
+            metrics_bind_address: self.metrics_bind_address.or(below.metrics_bind_address),
+            proxy_mode: self.proxy_mode.or(below.proxy_mode),
+            bind_address: self.bind_address.or(below.bind_address),
             attach: self.attach.or(below.attach),
             detached: self.detached.or(below.detached),
             log_level: self.log_level.or(below.log_level),
@@ -354,7 +410,18 @@ impl Settings {
             scheduler,
             socket_accel,
             delivery: self.delivery.unwrap_or_default(),
-            healthz: healthz_address(self.healthz_bind_address.as_deref())?,
+            healthz: listen_address(
+                "healthz-bind-address",
+                self.healthz_bind_address.as_deref(),
+                (Ipv4Addr::UNSPECIFIED, health::PORT),
+            )?,
+            metrics: listen_address(
+                "metrics-bind-address",
+                self.metrics_bind_address.as_deref(),
+                (Ipv4Addr::LOCALHOST, health::PAGES_PORT),
+            )?,
+            proxy_mode: self.proxy_mode.unwrap_or_else(|| PROXY_MODE.to_owned()),
+            bind_address: self.bind_address,
             attach: self.attach,
             detached: self.detached.unwrap_or(false),
             max_services: entries("max-services", self.max_services, capacity::FRONTENDS)?,
@@ -379,14 +446,19 @@ fn source(folder: Option<PathBuf>, kubeconfig: Option<PathBuf>, server: Option<S
     }
 }
 
-fn healthz_address(value: Option<&str>) -> Result<Option<SocketAddr>, ConfigError> {
+/// An address to listen on; one without a port gets the default's.
+fn listen_address(
+    flag: &'static str,
+    value: Option<&str>,
+    (default, port): (Ipv4Addr, u16),
+) -> Result<Option<SocketAddr>, ConfigError> {
     match value {
-        None => Ok(Some(SocketAddr::from(([0, 0, 0, 0], health::PORT)))),
+        None => Ok(Some(SocketAddr::from((default, port)))),
         Some("" | "none") => Ok(None),
         Some(value) => {
-            let bare = || value.parse().ok().map(|addr: IpAddr| SocketAddr::new(addr, health::PORT));
+            let bare = || value.parse().ok().map(|addr: IpAddr| SocketAddr::new(addr, port));
             let address = value.parse().ok().or_else(bare);
-            address.map(Some).ok_or_else(|| ConfigError::NoHealthzAddress { value: value.to_owned() })
+            address.map(Some).ok_or_else(|| ConfigError::NoAddress { flag, value: value.to_owned(), port })
         }
     }
 }
@@ -460,6 +532,11 @@ mod tests {
         assert_eq!(both.pod_interfaces, Some(vec!["cali*".to_owned(), "eth9".to_owned()]));
         assert_eq!(both.delivery, Some(Mode::Stack));
         assert_eq!(Settings::parse("").expect("empty is fine"), Settings::default());
+        let cluster = || Settings::parse("kubeconfig: /k\napi-server: https://a\n").expect("good YAML");
+        let folder = Settings { source: Some("/objects".into()), ..Settings::default() };
+        let settings = folder.clone().over(cluster());
+        assert_eq!((settings.source, settings.kubeconfig, settings.api_server), (folder.source.clone(), None, None));
+        assert_eq!(cluster().over(folder), cluster());
     }
 
     #[test]
@@ -472,7 +549,10 @@ mod tests {
 
     #[test]
     fn the_health_ports_address() {
-        let of = |text: Option<&str>| healthz_address(text).map(|at| at.map(|at| at.to_string()));
+        let of = |text: Option<&str>| {
+            let default = (Ipv4Addr::UNSPECIFIED, health::PORT);
+            listen_address("healthz-bind-address", text, default).map(|at| at.map(|at| at.to_string()))
+        };
         assert_eq!(of(None).expect("the default"), Some("0.0.0.0:10256".to_owned()));
         for (text, want) in [
             ("127.0.0.1", Some("127.0.0.1:10256")),
@@ -484,7 +564,11 @@ mod tests {
         ] {
             assert_eq!(of(Some(text)).expect(text).as_deref(), want, "{text}");
         }
-        assert!(of(Some("localhost:80")).is_err());
+        let error = of(Some("localhost:80")).expect_err("a name").to_string();
+        assert!(
+            error.starts_with("--healthz-bind-address localhost:80 is no address; write one like 0.0.0.0:10256"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -512,6 +596,36 @@ mod tests {
         let cgroup = Some(dir.path().to_owned());
         assert!(say(Settings { cgroup, ..good() }).contains("below a cgroup2 mount"));
     }
+
+    #[test]
+    fn the_file_of_kube_proxy_is_told_from_our_own() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let path = dir.path().join("config.conf");
+        let read = |text: &str| {
+            std::fs::write(&path, text).expect("writable");
+            ConfigFile::read(&path)
+        };
+        let own = read("max-services: 10\n").expect("our own");
+        assert_eq!((own.settings.max_services, own.document), (Some(10), None));
+        assert_eq!(own.text, "max-services: 10\n");
+        let theirs = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+        let file = read(&format!("{theirs}hostnameOverride: Node7\nmax-services: 10\n")).expect("kube-proxy's");
+        assert_eq!((file.settings.node_name.as_deref(), file.settings.max_services), (Some("Node7"), None));
+        let at = format!("--config {}: max-services (line 4)", path.display());
+        assert!(file.unknown.len() == 1 && file.unknown[0].starts_with(&at), "{:?}", file.unknown);
+        for (text, words) in [
+            ("apiVersion: v1\nkind: ConfigMap\n", "this is v1 ConfigMap"),
+            ("kind: KubeProxyConfiguration\n", "(no apiVersion)"),
+            ("max-services: many\n", "fields are named like flags"),
+        ] {
+            let error = read(text).expect_err("another object").to_string();
+            assert!(error.contains(words), "{error}");
+        }
+        let error = read(&format!("{theirs}clusterCIDR: [a]\n")).expect_err("no text").to_string();
+        assert!(error.contains("clusterCIDR") && error.contains("line 3"), "{error}");
+        assert!(ConfigFile::read(&dir.path().join("none")).is_err());
+    }
+
     #[test]
     fn detectors_need_what_they_go_by() {
         let text = |text: &str| Some(text.to_owned());

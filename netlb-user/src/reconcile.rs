@@ -23,8 +23,9 @@ use crate::devices::scan::scan;
 use crate::devices::select::Wishes;
 use crate::devices::{Picture, watch::ScanFailed};
 use crate::devices::{node_addresses, uplinks};
-use crate::health::{Addresses, Feed};
+use crate::health::{self, Addresses};
 use crate::k8s::{SourceFailure, SourceNews};
+use crate::metrics::{self, Metrics};
 use crate::model::{Change, HostState, NodeName, NodeSpec, PodAddresses, PodDevice, Problem};
 use crate::netlink::Netlink;
 use crate::observe::sockets::{self, UdpBackend};
@@ -61,6 +62,8 @@ pub enum Event {
     Host(Findings, Vec<String>),
     /// A health port was opened or closed, or could not be.
     Health,
+    /// The file of `--config` is another now.
+    ConfigChanged,
     /// The agent shall end.
     End(&'static str),
 }
@@ -109,7 +112,11 @@ pub struct Reconciler {
     reassert_at: Duration,
     /// Sockets that could not be destroyed: said once.
     sockets_note: Option<String>,
-    health: Feed,
+    health: health::Feed,
+    metrics: metrics::Feed,
+    /// Writes were tried since a round began.
+    wrote: bool,
+    sweep_began: Instant,
     report: Report,
 }
 
@@ -120,7 +127,8 @@ pub struct Start {
     pub store: KernelStore,
     pub sweeper: Sweeper,
     pub wishes: Wishes,
-    pub health: Feed,
+    pub health: health::Feed,
+    pub metrics: Metrics,
     /// Source ports of masqueraded flows.
     pub snat: Ports,
     /// Said in the status as long as the agent lives.
@@ -133,7 +141,7 @@ impl Reconciler {
     /// # Errors
     /// If the maps cannot be read, or the node cannot be told about.
     pub fn new(start: Start) -> anyhow::Result<Self> {
-        let Start { config, programs, store, sweeper, wishes, health, snat, notes } = start;
+        let Start { config, programs, store, sweeper, wishes, health, metrics, snat, notes } = start;
         let restored = store.read()?;
         let old = restored.config;
         let hz = programs
@@ -186,6 +194,9 @@ impl Reconciler {
             reassert_at: REASSERT,
             sockets_note: None,
             health,
+            metrics: metrics::Feed::new(metrics),
+            wrote: false,
+            sweep_began: Instant::now(),
             report,
         })
     }
@@ -193,7 +204,8 @@ impl Reconciler {
     /// Works until an [`Event::End`], or until nobody is left to bring news.
     ///
     /// # Errors
-    /// If the run directory cannot be written: nobody would know what the agent does.
+    /// If the run directory cannot be written: nobody would know what the agent does. After an [`Event::ConfigChanged`]: whoever started the agent
+    /// shall start it again.
     pub fn run(mut self, events: &Receiver<Event>) -> anyhow::Result<()> {
         self.want_programs(false);
         self.report()?;
@@ -213,6 +225,11 @@ impl Reconciler {
                     "{why}: the agent ends; programs, maps and their Services stay (remove them with `netlb cleanup`)"
                 );
                 return Ok(());
+            }
+            if round.config_changed {
+                anyhow::bail!(
+                    "the file of --config has changed: the agent ends, to be started again with it; programs, maps and their Services stay"
+                );
             }
             if self.round(round) {
                 self.report()?;
@@ -275,6 +292,7 @@ impl Reconciler {
             Event::Host(findings, gaps) => self.choose_road(&findings, gaps),
             // The report asks for it.
             Event::Health => {}
+            Event::ConfigChanged => round.config_changed = true,
             Event::End(why) => round.end = Some(why),
         }
     }
@@ -312,6 +330,12 @@ impl Reconciler {
     /// One round of work; true if there may be something to report.
     fn round(&mut self, round: Round) -> bool {
         let now = self.now();
+        let began = Instant::now();
+        self.wrote = false;
+        let (source, knew_all) = (round.source, self.read_whole);
+        if source {
+            self.metrics.heard(self.controller.world(), &round.changes);
+        }
         let reassert = now >= self.reassert_at;
         let mut attached = false;
         if round.devices || reassert {
@@ -338,8 +362,12 @@ impl Reconciler {
         if in_step {
             self.applied.clone_from(&self.revision);
         }
+        if source || self.wrote {
+            self.metrics.synced(began.elapsed(), self.read_whole && !knew_all);
+        }
         if in_step && self.read_whole {
             self.health.applied(self.controller.world());
+            self.metrics.applied();
         } else if self.read_whole || matches!(self.config.source, Source::Folder(_)) {
             // While the API server has said nothing yet, there is nothing to apply: the proxy is well, as kube-proxy is.
             self.health.queued();
@@ -364,6 +392,8 @@ impl Reconciler {
             let gone = self.udp_backends_to_go(&plan);
             let began = Instant::now();
             let applied = self.controller.apply(&plan, &mut self.store);
+            self.wrote = true;
+            self.metrics.written(&applied);
             tracing::debug!(writes = applied.done, failed = applied.failed.len(), took = ?began.elapsed(), "maps written");
             self.close_sockets(&gone);
             if !applied.failed.is_empty() {
@@ -447,8 +477,9 @@ impl Reconciler {
     /// Works out anew which addresses are the node's, once its devices are known.
     fn know_host(&mut self) {
         let Some(picture) = &self.devices else { return };
-        let object = self.node_object().map_or(&[][..], |node| &node.addresses);
-        let primary = node_addresses::primary(picture, object);
+        let object = self.node_object().into_iter().flat_map(|node| &node.addresses);
+        let named: Vec<IpAddr> = self.config.bind_address.iter().chain(object).copied().collect();
+        let primary = node_addresses::primary(picture, &named);
         let host = node_addresses::host_state(picture, &self.config.nodeport_addresses, primary);
         if primary != self.primary {
             let words: Vec<String> = primary.v4.iter().chain(&primary.v6).map(ToString::to_string).collect();
@@ -541,6 +572,7 @@ impl Reconciler {
             let shadow = self.controller.shadow();
             let udp = UdpPorts::new(&shadow.frontends, shadow.backends.values());
             self.sweep = Some(self.sweeper.begin(candidates, udp));
+            self.sweep_began = Instant::now();
         }
         let Some(sweep) = &mut self.sweep else { return false };
         let swept = match self.sweeper.step(sweep, clock) {
@@ -559,6 +591,7 @@ impl Reconciler {
             if swept.deleted > 0 {
                 tracing::debug!(deleted = swept.deleted, "conntrack swept");
             }
+            self.metrics.swept(self.sweep_began.elapsed(), &swept);
             self.report.conntrack = swept.conntrack;
             waiting = !swept.unnamed.is_empty();
             self.controller.release(swept.unnamed);
@@ -584,6 +617,7 @@ struct Round {
     news: bool,
     source: bool,
     devices: bool,
+    config_changed: bool,
     end: Option<&'static str>,
 }
 

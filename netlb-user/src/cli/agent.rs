@@ -1,6 +1,7 @@
 //! `netlb agent`: checks the machine, puts the parts together, and works.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,12 +12,14 @@ use clap::Args;
 
 use crate::bpf::pins::{Capacities, KeptCapacity, Pins};
 use crate::bpf::probe::Features;
-use crate::config::{Config, Settings, Source};
+use crate::config::configz::configz;
+use crate::config::{Config, ConfigFile, Settings, Source};
 use crate::delivery;
 use crate::devices::select::Wishes;
 use crate::devices::watch;
-use crate::health::{self, Feed, Health};
+use crate::health::{self, Feed, Health, Listen};
 use crate::k8s::{Cluster, Folder, Snapshot, SourceFailure, SourceNews, Watcher};
+use crate::metrics::{Metrics, Packets, Pages};
 use crate::model::NodeName;
 use crate::observe::sweep::Sweeper;
 use crate::reconcile::{Event, Programs, Reconciler, Start};
@@ -37,6 +40,7 @@ Examples:
   netlb agent --kubeconfig /etc/netlb/kubeconfig
   netlb agent --source ./objects --node-name node1
   netlb agent --config /etc/netlb/agent.yaml --delivery stack
+  netlb agent --config /var/lib/kube-proxy/config.conf
   netlb agent --source ./objects --detached       fill the maps, attach nothing
 
 Ending the agent (SIGTERM, SIGINT, even SIGKILL) changes nothing for traffic: programs, links and maps are pinned. A new agent with the same
@@ -45,7 +49,8 @@ Ending the agent (SIGTERM, SIGINT, even SIGKILL) changes nothing for traffic: pr
 #[derive(Args, Debug)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct AgentArgs {
-    /// YAML file with the settings below, named like the flags; a flag wins over the file
+    /// YAML file with the settings below, named like the flags, or kube-proxy's own (KubeProxyConfiguration); a flag wins over the file. The
+    /// agent ends when the file changes, to be started again
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -54,9 +59,12 @@ pub(super) struct AgentArgs {
 }
 
 pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
-    let file = args.config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
-    let settings = args.settings.over(file);
+    let file = args.config.as_deref().map(ConfigFile::read).transpose()?.unwrap_or_default();
+    let settings = args.settings.over(file.settings.clone());
     telemetry::init(settings.log_level.as_deref().unwrap_or("info")).map_err(anyhow::Error::msg)?;
+    for note in &file.notes {
+        tracing::info!("{note}");
+    }
     let problems = preflight::problems();
     if !problems.is_empty() {
         for problem in problems {
@@ -64,11 +72,11 @@ pub(super) fn run(args: AgentArgs) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::FAILURE);
     }
-    work(settings.check()?)?;
+    work(settings.check()?, args.config, file)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn work(config: Config) -> anyhow::Result<()> {
+fn work(config: Config, path: Option<PathBuf>, file: ConfigFile) -> anyhow::Result<()> {
     let (events, inbox) = channel();
     // First of all: threads inherit which signals are blocked.
     let end = events.clone();
@@ -85,10 +93,13 @@ fn work(config: Config) -> anyhow::Result<()> {
     let (programs, kept) = Programs::load(&pins, &capacities, &config.cgroup, config.attach, config.detached)?;
     let (snat, reserved) = ports::take(config.node_ports, &config.run_dir);
     let lacks = Features::of_kernel().notes();
-    let notes: Vec<String> = kept.iter().map(keeps).chain(reserved).chain(lacks).collect();
+    let notes: Vec<String> = kept.iter().map(keeps).chain(reserved).chain(lacks).chain(file.unknown).collect();
     for note in &notes {
         tracing::warn!("{note}");
     }
+    let metrics = Metrics::new(Some(Packets::open(&pins)?))?;
+    let kept: BTreeMap<&str, u32> = kept.iter().map(|kept| (kept.map, kept.kept)).collect();
+    metrics.set_capacities(capacities.iter().map(|(map, wished)| (map, kept.get(map).copied().unwrap_or(wished))));
     tracing::info!("programs get onto devices by {}", programs.method().name());
     let wishes = Wishes {
         pod_interfaces: config.pod_interfaces.clone(),
@@ -99,7 +110,15 @@ fn work(config: Config) -> anyhow::Result<()> {
     let (source, api_servers) = (config.source.clone(), config.run_dir.join(API_SERVERS));
     let opened = events.clone();
     // Nobody listens any more once the agent ends.
-    let health = Health::start(config.healthz, health::TIMEOUT, health::system_clock(), move || {
+    let pages = Pages {
+        metrics: metrics.clone(),
+        proxy_mode: config.proxy_mode.clone(),
+        configz: configz(file.document, &config).to_string(),
+    };
+    let pages: health::Pages = Arc::new(move |question| pages.answer(question));
+    let listen =
+        Listen { healthz: config.healthz, probed: metrics.probed(), pages: config.metrics.map(|at| (at, pages)) };
+    let health = Health::start(listen, health::TIMEOUT, health::system_clock(), move || {
         drop(opened.send(Event::Health));
     })
     .context("the thread that answers health checks cannot be started")?;
@@ -109,6 +128,7 @@ fn work(config: Config) -> anyhow::Result<()> {
         store: KernelStore::open(&pins)?,
         sweeper: Sweeper::open(&pins)?,
         wishes: wishes.clone(),
+        metrics,
         snat: snat.ports,
         config,
         programs,
@@ -120,6 +140,7 @@ fn work(config: Config) -> anyhow::Result<()> {
     watch::start(wishes, move |news| devices.send(Event::Devices(news)).is_ok())
         .context("the kernel's notifications about devices cannot be had")?;
     look_at_host(events.clone())?;
+    let _config_watcher = path.map(|path| follow_config(path, file.text, events.clone())).transpose()?;
     let _followed = match source {
         Source::Folder(folder) => Followed::Folder(follow_source(folder, health, events)?),
         Source::Cluster(access) => {
@@ -189,6 +210,22 @@ fn tell(news: SourceNews, health: &Health, events: &Sender<Event>) {
     }
     // Nobody listens any more once the agent ends.
     drop(events.send(Event::Source(news)));
+}
+
+/// Tells when the file of `--config` says something else than `known`. A file that is gone says nothing: it may be about to come back.
+fn follow_config(path: PathBuf, known: String, events: Sender<Event>) -> anyhow::Result<Watcher> {
+    // A ConfigMap's files change by a link beside them.
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned();
+    let look = move || {
+        if std::fs::read_to_string(&path).is_ok_and(|now| now != known) {
+            // Nobody listens any more once the agent ends.
+            drop(events.send(Event::ConfigChanged));
+        }
+    };
+    let first = look.clone();
+    let watcher = Watcher::new(&folder, look).context("the file of --config cannot be watched")?;
+    first();
+    Ok(watcher)
 }
 
 /// Reads the source, now and whenever it changes, and tells what is different.

@@ -94,6 +94,8 @@ fn text(shown: &Shown) -> String {
     line("conntrack", &format!("{} of {} entries, {new}", c.entries, c.capacity));
     let health = s.health.healthz.map_or_else(|| "not answered".to_owned(), |at| at.to_string());
     line("healthz", &health);
+    let metrics = s.health.metrics.map_or_else(|| "not answered".to_owned(), |at| at.to_string());
+    line("metrics", &metrics);
     section(&mut text, "Notes", s.notes.iter().map(String::as_str));
     section(&mut text, "Not enforced yet", s.not_enforced.iter().map(String::as_str));
     let problems: Vec<String> = s.problems.iter().map(ToString::to_string).collect();
@@ -168,6 +170,7 @@ delivery    redirect road (--delivery auto): nothing has a say
 masquerade  source ports 1024-29999
 conntrack   8 of 10 entries, 1 of 4 without an answer yet
 healthz     0.0.0.0:10256
+metrics     127.0.0.1:10249
 
 Not enforced yet (1)
   NetworkPolicy shop/deny

@@ -119,14 +119,14 @@ fn is_link_local(ip: IpAddr) -> bool {
     }
 }
 
-/// The node's primary address of each family: the first of the Node object's that is on this machine, else the first lasting one of an
-/// uplink; uplinks with a default route come first.
-pub fn primary(picture: &Picture, node_object: &[IpAddr]) -> PodAddresses {
+/// The node's primary address of each family: the first of those `named` (by `--bind-address`, then by the Node object) that is on this machine,
+/// else the first lasting one of an uplink; uplinks with a default route come first.
+pub fn primary(picture: &Picture, named: &[IpAddr]) -> PodAddresses {
     let own: BTreeSet<IpAddr> = own(picture);
     let mut judged: Vec<&Judged> = picture.others.values().filter(|j| j.is_uplink).collect();
     judged.sort_by_key(|j| !j.default_route);
     let of = |family: Family, address: fn(&Uplink) -> Option<IpAddr>| {
-        let mut named = node_object.iter().copied().filter(|ip| Family::of(*ip) == family && own.contains(ip));
+        let mut named = named.iter().copied().filter(|ip| Family::of(*ip) == family && own.contains(ip));
         named.next().or_else(|| judged.iter().find_map(|j| address(&j.device)))
     };
     PodAddresses { v4: of(Family::V4, |uplink| uplink.v4), v6: of(Family::V6, |uplink| uplink.v6) }

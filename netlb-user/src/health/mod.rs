@@ -1,7 +1,7 @@
 //! What load balancers and kubelet's probes are told over HTTP, in kube-proxy's words (`pkg/proxy/healthcheck` of Kubernetes 1.36): a port a Service
 //! with `healthCheckNodePort`, and the proxy's own `/healthz` and `/livez`.
 //!
-//! One thread serves all of it. The loop that plans and writes only leaves word here and never waits; a packet needs none of it.
+//! One thread serves all of it, and the pages of [`metrics`](crate::metrics) beside. The loop that plans and writes only leaves word here and never waits; a packet needs none of it.
 
 mod answer;
 mod feed;
@@ -18,10 +18,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::http::{Answer, Question};
 use crate::model::{Family, NodeName, Problem, ServiceName, World};
 use crate::observe::status::{HealthPortStatus, HealthStatus};
 
-pub use answer::Answer;
 pub use feed::Feed;
 pub use proxy::{Clock, Moment, ProxyHealth, system_clock};
 pub use server::{Opened, Site};
@@ -31,6 +31,31 @@ pub use table::{Addresses, HealthPort, Ready, Table};
 pub const TIMEOUT: Duration = Duration::from_secs(60);
 /// The port of `/healthz` and `/livez` where none is given.
 pub const PORT: u16 = 10256;
+/// The port of `/metrics` and its like where none is given.
+pub const PAGES_PORT: u16 = 10249;
+
+/// Answers on the port of `/metrics`.
+pub type Pages = Arc<dyn Fn(Question<'_>) -> Answer + Send + Sync>;
+
+/// Hears of each question to the proxy's own port, and the status of the answer.
+pub type Probed = Arc<dyn Fn(Probe, u16) + Send + Sync>;
+
+/// A question to the proxy's own port.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Probe {
+    Healthz,
+    Livez,
+}
+
+/// The agent's own ports, beside those of Services.
+#[derive(Clone)]
+pub struct Listen {
+    /// Where `/healthz` and `/livez` answer, if anywhere.
+    pub healthz: Option<SocketAddr>,
+    pub probed: Probed,
+    /// Where pages answer, if anywhere.
+    pub pages: Option<(SocketAddr, Pages)>,
+}
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 
@@ -44,13 +69,12 @@ pub struct Health {
 }
 
 impl Health {
-    /// Starts the servers. `at`: where `/healthz` and `/livez` answer, if anywhere. `changed` is called in the servers' thread whenever
-    /// [`opened`](Self::opened) says something new.
+    /// Starts the servers. `changed` is called in their thread whenever [`opened`](Self::opened) says something new.
     ///
     /// # Errors
     /// If the thread cannot be made.
     pub fn start(
-        at: Option<SocketAddr>,
+        listen: Listen,
         timeout: Duration,
         clock: Clock,
         changed: impl Fn() + Send + 'static,
@@ -58,7 +82,7 @@ impl Health {
         let table = watch::Sender::new(Table::default());
         let proxy = Arc::new(Mutex::new(ProxyHealth::new(timeout)));
         let server =
-            server::Start { at, table: table.subscribe(), proxy: Arc::clone(&proxy), clock: Arc::clone(&clock) };
+            server::Start { listen, table: table.subscribe(), proxy: Arc::clone(&proxy), clock: Arc::clone(&clock) };
         let opened = server.run(changed)?;
         Ok(Health { table, proxy, opened, clock })
     }
@@ -125,7 +149,8 @@ impl Health {
             ready: port.families.iter().map(|family| (family.name().to_owned(), table.ready(name, *family))).collect(),
             open_on: open_on(&Site::Service(name.clone())),
         });
-        HealthStatus { healthz: open_on(&Site::Proxy).first().copied(), ports: ports.collect() }
+        let first = |site| open_on(site).first().copied();
+        HealthStatus { healthz: first(&Site::Proxy), metrics: first(&Site::Pages), ports: ports.collect() }
     }
 
     /// Ports that Services ask for and that cannot be opened.
@@ -134,15 +159,20 @@ impl Health {
         opened.failed.iter().filter_map(|((at, site), reason)| view::problem(world, site, *at, reason)).collect()
     }
 
-    /// Why `/healthz` is not answered, in words.
-    pub fn note(&self) -> Option<String> {
+    /// Why the agent's own ports are not answered, in words.
+    pub fn notes(&self) -> Vec<String> {
         let opened = self.opened.borrow();
-        let mut failed = opened.failed.iter().filter(|((_, site), _)| *site == Site::Proxy);
-        failed.next().map(|((at, _), reason)| {
-            format!(
-                "/healthz and /livez cannot be answered on {at}: {reason}; end what listens there (kube-proxy?) or choose another address with --healthz-bind-address; it is tried again"
-            )
-        })
+        let note = |((at, site), reason): (&(SocketAddr, Site), &String)| {
+            let (what, flag) = match site {
+                Site::Proxy => ("/healthz and /livez", "healthz-bind-address"),
+                Site::Pages => ("/metrics, /proxyMode and /configz", "metrics-bind-address"),
+                Site::Service(_) => return None,
+            };
+            Some(format!(
+                "{what} cannot be answered on {at}: {reason}; end what listens there (kube-proxy?) or choose another address with --{flag}; it is tried again"
+            ))
+        };
+        opened.failed.iter().filter_map(note).collect()
     }
 
     fn proxy(&self) -> MutexGuard<'_, ProxyHealth> {

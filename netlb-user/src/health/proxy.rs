@@ -109,7 +109,7 @@ impl ProxyHealth {
         let last = if good { Some(&now) } else { last };
         let status = self.updated.iter().map(|(family, updated)| {
             let healthy = self.is_family_healthy(*family, now);
-            (ip_family(*family), FamilyBody { last_updated: rfc3339(updated.wall), healthy })
+            (family.kubernetes(), FamilyBody { last_updated: rfc3339(updated.wall), healthy })
         });
         let body = Body {
             last_updated: last.map_or_else(|| NEVER.to_owned(), |last| rfc3339(last.wall)),
@@ -119,14 +119,6 @@ impl ProxyHealth {
             status: status.collect(),
         };
         serde_json::to_string(&body).unwrap_or_default()
-    }
-}
-
-/// Kubernetes' word for a family.
-fn ip_family(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
     }
 }
 

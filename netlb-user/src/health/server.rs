@@ -1,42 +1,32 @@
 //! The thread that listens: opens and closes ports as the table says, answers, and tries again what could not be opened.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::convert::Infallible;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinHandle, JoinSet};
-use tokio::time::{sleep, timeout};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
+use super::Listen;
 use super::answer::Answerer;
 use super::proxy::{Clock, ProxyHealth};
 use super::table::Table;
-use crate::model::{Family, ServiceName};
+use crate::http::{self, Connections};
+use crate::model::ServiceName;
 
 /// A port that cannot be opened is tried again after this.
 const RETRY: Duration = Duration::from_secs(5);
-/// A connection without a question is closed after this.
-const SILENCE: Duration = Duration::from_secs(60);
-/// Connections at a time, over all ports. One more, and the oldest is closed: whoever holds many open keeps nobody from asking.
-const CONNECTIONS: usize = 256;
-/// Connections that wait to be accepted, a port.
-const BACKLOG: i32 = 128;
-/// After a failed accept (out of file descriptors), so that it is not asked again at once.
-const BREATH: Duration = Duration::from_millis(100);
 
 /// What a port is for.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Site {
     /// `/healthz` and `/livez` of the proxy.
     Proxy,
+    /// `/metrics` and its like, which another room answers.
+    Pages,
     /// A Service's `healthCheckNodePort`.
     Service(ServiceName),
 }
@@ -51,7 +41,7 @@ pub struct Opened {
 
 /// What the thread begins with.
 pub(super) struct Start {
-    pub(super) at: Option<SocketAddr>,
+    pub(super) listen: Listen,
     pub(super) table: watch::Receiver<Table>,
     pub(super) proxy: Arc<Mutex<ProxyHealth>>,
     pub(super) clock: Clock,
@@ -117,17 +107,13 @@ impl Keeper {
             if self.open.contains_key(&key) {
                 continue;
             }
-            match listen(key.0) {
+            match http::listen(key.0) {
                 Ok(listener) => {
                     tracing::debug!(at = %key.0, site = ?key.1, "health port opened");
-                    let answerer = Answerer {
-                        site: key.1.clone(),
-                        table: self.start.table.clone(),
-                        proxy: Arc::clone(&self.start.proxy),
-                        clock: Arc::clone(&self.start.clock),
-                    };
-                    let task = tokio::spawn(serve(listener, answerer, Arc::clone(&self.connections)));
-                    self.open.insert(key, task);
+                    let answerer = self.answerer(key.1.clone());
+                    let connections = Arc::clone(&self.connections);
+                    let answer = move |question: http::Question<'_>| answerer.answer(question);
+                    self.open.insert(key, tokio::spawn(http::serve(listener, answer, connections)));
                 }
                 Err(error) => {
                     failed.insert(key, error.to_string());
@@ -135,6 +121,17 @@ impl Keeper {
             }
         }
         failed
+    }
+
+    fn answerer(&self, site: Site) -> Answerer {
+        Answerer {
+            site,
+            table: self.start.table.clone(),
+            proxy: Arc::clone(&self.start.proxy),
+            clock: Arc::clone(&self.start.clock),
+            pages: self.start.listen.pages.as_ref().map(|(_, pages)| Arc::clone(pages)),
+            probed: Arc::clone(&self.start.listen.probed),
+        }
     }
 
     async fn close(&mut self, keys: Vec<(SocketAddr, Site)>) {
@@ -151,85 +148,8 @@ impl Keeper {
     fn wanted(&mut self) -> BTreeSet<(SocketAddr, Site)> {
         let table = self.start.table.borrow_and_update();
         let services = table.listeners().map(|(name, addr, port)| ((addr, port).into(), Site::Service(name.clone())));
-        services.chain(self.start.at.map(|at| (at, Site::Proxy))).collect()
-    }
-}
-
-/// An unspecified address of either family means every address of both, as it does in Go.
-fn listen(at: SocketAddr) -> io::Result<TcpListener> {
-    if !at.ip().is_unspecified() {
-        return bind(at);
-    }
-    match bind(SocketAddr::new(IpAddr::from(Ipv6Addr::UNSPECIFIED), at.port())) {
-        // No IPv6 in this kernel.
-        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => {
-            bind(SocketAddr::new(IpAddr::from([0, 0, 0, 0]), at.port()))
-        }
-        bound => bound,
-    }
-}
-
-fn bind(at: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(at), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    if at.is_ipv6() {
-        socket.set_only_v6(!at.ip().is_unspecified())?;
-    }
-    // Connections that the last agent closed may still wait for their end.
-    socket.set_reuse_address(true)?;
-    socket.bind(&at.into())?;
-    socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
-}
-
-/// Accepts until it is aborted; its connections end with it.
-async fn serve(listener: TcpListener, answerer: Answerer, connections: Arc<Connections>) {
-    let mut own = JoinSet::new();
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => connections.hold(own.spawn(converse(stream, answerer.clone()))),
-            Err(error) => {
-                tracing::debug!("a health check's connection cannot be accepted: {error}");
-                sleep(BREATH).await;
-            }
-        }
-        while own.try_join_next().is_some() {}
-    }
-}
-
-/// One connection, any number of questions.
-async fn converse(stream: TcpStream, answerer: Answerer) {
-    let Ok(here) = stream.local_addr() else { return };
-    let family = Family::of(here.ip().to_canonical());
-    let service = service_fn(move |request| {
-        let answer = answerer.answer(&request, family);
-        async move { Ok::<_, Infallible>(answer.into_response()) }
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(SILENCE)
-        .title_case_headers(true)
-        .serve_connection(TokioIo::new(stream), service);
-    if let Err(error) = connection.await {
-        tracing::trace!("a health check's connection ended: {error}");
-    }
-}
-
-/// All connections there are, the oldest first.
-#[derive(Default)]
-struct Connections(Mutex<VecDeque<AbortHandle>>);
-
-impl Connections {
-    /// Takes a new one in; the oldest goes if there are too many.
-    fn hold(&self, connection: AbortHandle) {
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() >= CONNECTIONS {
-            all.retain(|connection| !connection.is_finished());
-        }
-        if all.len() >= CONNECTIONS
-            && let Some(oldest) = all.pop_front()
-        {
-            oldest.abort();
-        }
-        all.push_back(connection);
+        let Listen { healthz, pages, .. } = &self.start.listen;
+        let own = [healthz.map(|at| (at, Site::Proxy)), pages.as_ref().map(|(at, _)| (*at, Site::Pages))];
+        services.chain(own.into_iter().flatten()).collect()
     }
 }

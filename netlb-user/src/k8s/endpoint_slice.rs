@@ -1,6 +1,10 @@
 //! EndpointSlice (discovery.k8s.io/v1).
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::meta::{ObjectMeta, annotation, is_label, only_known, weight};
 use super::place::{Place, Report, Reported, quote};
@@ -10,6 +14,9 @@ use crate::model::{EndpointSpec, Family, NodeName, PortName, Protocol, ServiceNa
 
 /// Ties a slice to its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// Annotation of the endpoint controllers.
+const LAST_CHANGE: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// Annotation: the weight of its endpoints.
 const WEIGHT: &str = "weight";
@@ -33,7 +40,16 @@ pub(super) fn convert(root: &Place<'_>, meta: ObjectMeta, report: &mut Report) -
     let endpoint = |(index, place)| endpoint(place, index, family, report).ok();
     let endpoints = endpoints.filter_map(endpoint).map(|e| EndpointSpec { weight, ..e }).collect();
     let name = SliceName { namespace: meta.namespace, name: meta.name };
-    Ok(SliceSpec { name, meta: meta.meta, service, family, ports, endpoints })
+    Ok(SliceSpec { name, meta: meta.meta, service, family, ports, endpoints, last_change: last_change(root) })
+}
+
+/// When what last changed the slice happened. A text that is no time is as good as none: only a measurement goes by it.
+fn last_change(root: &Place<'_>) -> Option<Duration> {
+    let metadata = root.get("metadata")?;
+    let annotations = metadata.get("annotations")?;
+    let time = annotations.get(LAST_CHANGE)?;
+    let at = OffsetDateTime::parse(time.word()?, &Rfc3339).ok()?;
+    u64::try_from(at.unix_timestamp_nanos()).ok().map(Duration::from_nanos)
 }
 
 /// The weight of all endpoints of a slice.

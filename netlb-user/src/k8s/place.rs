@@ -125,6 +125,11 @@ impl<'a> Place<'a> {
 }
 
 impl<'a> Place<'a> {
+    /// The place's own value if it is a string; what is none is no matter.
+    pub(super) fn word(&self) -> Option<&'a str> {
+        self.value.as_str()
+    }
+
     /// The place's own value as a string.
     pub(super) fn as_text(&self, report: &mut Report) -> Result<&'a str, Reported> {
         self.value.as_str().ok_or_else(|| report.wrong_type(self, "a string"))

@@ -1,5 +1,5 @@
-//! Tells when a source folder may have changed: file notifications, joined while they come in quick succession, and a look every second in
-//! case one was lost or the folder was replaced.
+//! Tells when a folder (the source's, that of `--config`) may have changed: file notifications, joined while they come in quick succession, and a
+//! look every second in case one was lost or the folder was replaced.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -42,7 +42,7 @@ impl Watcher {
         let mut watch = Watch { seen: look(&folder), folder, notify, watcher: None, inode: None };
         watch.renew();
         let run = move || watch.run(&receiver, changed);
-        let thread = std::thread::Builder::new().name("source-watch".to_owned()).spawn(run)?;
+        let thread = std::thread::Builder::new().name("watch".to_owned()).spawn(run)?;
         Ok(Watcher { stop: Some(sender), thread: Some(thread) })
     }
 }
@@ -54,7 +54,7 @@ impl Drop for Watcher {
             drop(stop.send(Event::Stop));
         }
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::warn!("the thread that watches the source folder has panicked");
+            tracing::warn!("a thread that watches a folder has panicked");
         }
     }
 }
@@ -124,7 +124,8 @@ impl Watch {
                 drop(self.notify.send(Event::Changed));
             }
             Err(error) => {
-                tracing::warn!(%error, "no file notifications for the source folder; it is looked at every second");
+                let folder = self.folder.display();
+                tracing::warn!(%error, "no file notifications for the folder {folder}; it is looked at every second");
             }
         }
     }

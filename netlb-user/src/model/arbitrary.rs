@@ -152,6 +152,7 @@ fn slice() -> impl Strategy<Value = Object> {
             family,
             ports,
             endpoints,
+            last_change: None,
         })
     })
 }

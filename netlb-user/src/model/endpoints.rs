@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::names::{NodeName, PortName, ServiceName, SliceName};
 use super::types::{Family, Meta, Protocol};
@@ -16,6 +17,8 @@ pub struct SliceSpec {
     pub family: Family,
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<EndpointSpec>,
+    /// When what last changed it happened, since 1970 (annotation `endpoints.kubernetes.io/last-change-trigger-time`).
+    pub last_change: Option<Duration>,
 }
 
 /// One entry of `ports`.

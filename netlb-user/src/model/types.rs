@@ -33,6 +33,14 @@ impl Family {
             Family::V6 => "ipv6",
         }
     }
+
+    /// The word Kubernetes has for it: `IPv4` or `IPv6`.
+    pub fn kubernetes(self) -> &'static str {
+        match self {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        }
+    }
 }
 
 /// The protocol of a Service port.

@@ -254,6 +254,10 @@ impl World {
         self.slices_of.get(service).into_iter().flatten().filter_map(|name| self.slices.get(name))
     }
 
+    pub fn slice(&self, name: &SliceName) -> Option<&SliceSpec> {
+        self.slices.get(name)
+    }
+
     /// The Service that has the right to a claim: the oldest that makes it.
     pub fn owner(&self, claim: &Claim) -> Option<&ServiceName> {
         self.claims.get(claim)?.first().map(|claimant| &claimant.service)

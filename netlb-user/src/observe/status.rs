@@ -103,6 +103,9 @@ pub struct UplinkStatus {
 pub struct HealthStatus {
     /// Where `/healthz` and `/livez` answer; `None`: nowhere.
     pub healthz: Option<SocketAddr>,
+    /// Where `/metrics` and its like answer; `None`: nowhere.
+    #[serde(default)]
+    pub metrics: Option<SocketAddr>,
     pub ports: Vec<HealthPortStatus>,
 }
 
@@ -218,6 +221,7 @@ pub(crate) mod tests {
             node_port_addresses: BTreeSet::from(["192.168.99.11".parse().expect("an address")]),
             health: HealthStatus {
                 healthz: Some(([0, 0, 0, 0], 10256).into()),
+                metrics: Some(([127, 0, 0, 1], 10249).into()),
                 ports: vec![HealthPortStatus {
                     service: "shop/web".to_owned(),
                     port: 30500,

@@ -19,6 +19,7 @@ use super::status::Conntrack;
 use crate::bpf::clock::JiffiesClock;
 use crate::bpf::pins::Pins;
 use crate::bpf::table::{Position, Table, TableError};
+use crate::model::Family;
 
 /// The tables a sweep walks.
 pub struct Sweeper {
@@ -100,6 +101,8 @@ pub struct Swept {
     pub conntrack: Conntrack,
     /// Entries deleted.
     pub deleted: usize,
+    /// Those of them whose backend serves no more, by family.
+    pub removed: BTreeMap<Family, usize>,
     /// Candidates that no flow names.
     pub unnamed: BTreeSet<u32>,
     named: BTreeSet<u32>,
@@ -171,11 +174,17 @@ impl Sweeper {
         let now = clock.now()?;
         for (key, value) in batch {
             let backend = self.backends.get(&value.backend)?;
-            let gone = sweep.udp.leaves(&key, &value, backend.as_ref())
-                || expired(&value, now) && self.partner(&key, &value)?.is_none_or(|other| expired(&other, now));
+            let leaves = sweep.udp.leaves(&key, &value, backend.as_ref());
+            let gone =
+                leaves || expired(&value, now) && self.partner(&key, &value)?.is_none_or(|other| expired(&other, now));
             if gone {
                 // The other direction is judged by the same facts when the walk comes by.
-                sweep.found.deleted += usize::from(map.delete(&key)?);
+                let deleted = usize::from(map.delete(&key)?);
+                sweep.found.deleted += deleted;
+                if leaves {
+                    let family = if key.dst.is_v4() { Family::V4 } else { Family::V6 };
+                    *sweep.found.removed.entry(family).or_default() += deleted;
+                }
                 continue;
             }
             match sweep.stage {

@@ -311,6 +311,11 @@ impl Controller {
         &self.shadow
     }
 
+    /// Slots that lists take up in `SLOTS`.
+    pub fn slots_in_use(&self) -> usize {
+        self.services.slots_in_use()
+    }
+
     fn plan(&mut self, mut dirty: Dirty) -> Plan {
         self.compiled.update(&self.world, &dirty);
         let mut draft = Draft::default();

@@ -47,6 +47,11 @@ struct List {
 }
 
 impl Lists {
+    /// Slots of all blocks that are taken.
+    pub fn slots_in_use(&self) -> usize {
+        self.lists.values().map(|list| 1 << list.order).sum()
+    }
+
     /// Takes the lists of a restarted agent's maps: every block a frontend points at. The rest of `SLOTS` is free at once: no program that
     /// began before the restart still runs.
     pub fn new(capacity: u32, tables: &Tables) -> Self {

@@ -257,6 +257,11 @@ impl Services {
     }
 
     /// Service ports by id.
+    /// Slots of all lists, those on their way out among them.
+    pub(super) fn slots_in_use(&self) -> usize {
+        self.lists.slots_in_use()
+    }
+
     pub(super) fn names(&self) -> impl Iterator<Item = (u32, &ServicePortKey)> {
         self.by_id.iter().map(|(id, key)| (*id, key))
     }

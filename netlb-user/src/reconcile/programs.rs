@@ -149,6 +149,11 @@ impl Programs {
         self.is_idle() || !self.wanted.is_empty() && self.pending.iter().all(|hook| self.on.contains(hook))
     }
 
+    /// Hooks that have our programs, and those that should and have not.
+    pub fn count(&self) -> (usize, usize) {
+        (self.on.len(), self.wanted.iter().filter(|hook| !self.on.contains(hook)).count())
+    }
+
     /// Hooks wait to be looked at: call [`attach_some`](Self::attach_some).
     pub fn is_pending(&self) -> bool {
         !self.pending.is_empty()

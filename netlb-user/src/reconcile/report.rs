@@ -9,6 +9,7 @@ use netlb_common::backend::state;
 use super::Reconciler;
 use crate::config::{Config, Source};
 use crate::devices::detector::Detector;
+use crate::metrics::Seen;
 use crate::observe::names;
 use crate::observe::status::{self, Conntrack, DeviceStatus, Ready, SourceStatus, Status, UplinkStatus};
 use crate::plan::Names;
@@ -52,6 +53,12 @@ impl Report {
     pub(super) fn write(&mut self, agent: &Reconciler) -> io::Result<()> {
         self.write_names(agent)?;
         let status = self.status(agent);
+        agent.metrics.see(&Seen {
+            status: &status,
+            controller: &agent.controller,
+            source_connected: agent.read_whole && agent.source_failure.is_none(),
+            programs: agent.programs.count(),
+        });
         if self.status.as_ref() == Some(&status) {
             return Ok(());
         }
@@ -95,7 +102,7 @@ impl Report {
         notes.extend(agent.sockets_note.clone());
         notes.extend(no_node_cidrs(agent));
         notes.extend(self.conntrack.pressure());
-        notes.extend(health.note());
+        notes.extend(health.notes());
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             abi: ABI_VERSION,
