@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, ensure};
+use netlb_common::abi::ABI_VERSION;
+use netlb_common::maps::capacity;
 use netlb_testnode::PodNetwork;
 use netlb_testnode::address::Family;
 use netlb_testnode::wire::Transport::Tcp;
@@ -162,6 +164,7 @@ fn parse(rig: &Rig) -> Result<()> {
     let status = rig.agent.status()?.context("no status")?;
     let count = |field: &str| status[field].as_f64().with_context(|| format!("no {field}"));
     let series = scrape(rig)?;
+    let build = format!("netlb_build_info{{abi=\"{ABI_VERSION}\",version=\"{}\"}}", env!("CARGO_PKG_VERSION"));
     let devices = status["devices"].as_array().context("no devices")?.len() as f64;
     for (name, wanted) in [
         ("netlb_ready", 1.0),
@@ -172,8 +175,8 @@ fn parse(rig: &Rig) -> Result<()> {
         ("netlb_devices{attached=\"true\",kind=\"uplink\"}", 1.0),
         ("netlb_programs{state=\"pending\"}", 0.0),
         ("netlb_problems{kind=\"Service\"}", 0.0),
-        ("netlb_map_capacity{map=\"CT\"}", 262_144.0),
-        ("netlb_build_info{abi=\"2\",version=\"0.1.0\"}", 1.0),
+        ("netlb_map_capacity{map=\"CT\"}", f64::from(capacity::CT)),
+        (&build, 1.0),
         ("kubeproxy_sync_proxy_rules_endpoint_changes_pending", 0.0),
         ("kubeproxy_sync_proxy_rules_service_changes_pending", 0.0),
         ("kubeproxy_sync_proxy_rules_iptables_restore_failures_total{ip_family=\"IPv6\"}", 0.0),

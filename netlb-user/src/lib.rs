@@ -9,6 +9,7 @@ pub mod compile;
 pub mod config;
 pub mod delivery;
 pub mod devices;
+pub mod events;
 pub mod health;
 pub mod http;
 pub mod k8s;

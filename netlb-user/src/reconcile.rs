@@ -23,6 +23,7 @@ use crate::devices::scan::scan;
 use crate::devices::select::Wishes;
 use crate::devices::{Picture, watch::ScanFailed};
 use crate::devices::{node_addresses, uplinks};
+use crate::events::Teller;
 use crate::health::{self, Addresses};
 use crate::k8s::{SourceFailure, SourceNews};
 use crate::metrics::{self, Metrics};
@@ -129,6 +130,7 @@ pub struct Start {
     pub wishes: Wishes,
     pub health: health::Feed,
     pub metrics: Metrics,
+    pub teller: Teller,
     /// Source ports of masqueraded flows.
     pub snat: Ports,
     /// Said in the status as long as the agent lives.
@@ -141,7 +143,7 @@ impl Reconciler {
     /// # Errors
     /// If the maps cannot be read, or the node cannot be told about.
     pub fn new(start: Start) -> anyhow::Result<Self> {
-        let Start { config, programs, store, sweeper, wishes, health, metrics, snat, notes } = start;
+        let Start { config, programs, store, sweeper, wishes, health, metrics, teller, snat, notes } = start;
         let restored = store.read()?;
         let old = restored.config;
         let hz = programs
@@ -158,7 +160,7 @@ impl Reconciler {
             "maps are {}",
             if old.is_some() { "taken over from an agent before this one" } else { "new" }
         );
-        let report = Report::new(&config, notes);
+        let report = Report::new(&config, notes, teller);
         Ok(Reconciler {
             netlink: Netlink::open(libc::NETLINK_ROUTE)?,
             netns_cookie: probe::netns_cookie(&config.cgroup)?,

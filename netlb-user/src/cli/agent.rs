@@ -17,6 +17,7 @@ use crate::config::{Config, ConfigFile, Settings, Source};
 use crate::delivery;
 use crate::devices::select::Wishes;
 use crate::devices::watch;
+use crate::events::{self, EventSink, Teller};
 use crate::health::{self, Feed, Health, Listen};
 use crate::k8s::{Cluster, Folder, Snapshot, SourceFailure, SourceNews, Watcher};
 use crate::metrics::{Metrics, Packets, Pages};
@@ -123,7 +124,10 @@ fn work(config: Config, path: Option<PathBuf>, file: ConfigFile) -> anyhow::Resu
     })
     .context("the thread that answers health checks cannot be started")?;
     let here = NodeName::new(&config.node_name);
+    let (sink, told) = events::channel();
+    let sink = matches!(source, Source::Cluster(_)).then(|| Box::new(sink) as Box<dyn EventSink>);
     let start = Start {
+        teller: Teller::new(sink),
         health: Feed::new(health.clone(), here.clone()),
         store: KernelStore::open(&pins)?,
         sweeper: Sweeper::open(&pins)?,
@@ -145,7 +149,7 @@ fn work(config: Config, path: Option<PathBuf>, file: ConfigFile) -> anyhow::Resu
         Source::Folder(folder) => Followed::Folder(follow_source(folder, health, events)?),
         Source::Cluster(access) => {
             let tell = move |news| tell(news, &health, &events);
-            Followed::Cluster(Cluster::follow(access, here, &api_servers, tell)?)
+            Followed::Cluster(Cluster::follow(access, here, &api_servers, told, tell)?)
         }
     };
     reconciler.run(&inbox)

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{Config, Source};
 use super::kube_proxy::{API_VERSION, KIND, KubeProxyConfiguration};
+use super::{Config, Source};
 use crate::devices::detector::Detector;
 use crate::devices::node_addresses::NodePortAddresses;
 

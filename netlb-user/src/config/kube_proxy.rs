@@ -153,7 +153,7 @@ const OWN_TABLE: &str =
     "netlb's flows are in a table of its own, not in the kernel's conntrack; --max-conntrack is its size";
 const OWN_TIMEOUTS: &str = "netlb's flows are in a table of its own, with the kernel's default timeouts";
 const NO_RULES: &str = "netlb has no rules, so nothing needs a mark";
-const NO_LIMIT: &str = "netlb asks the API server for lists and watches only, which need no limit";
+const NO_LIMIT: &str = "netlb asks the API server for lists, watches and few Events, which need no limit";
 const NO_CONTENT: &str = "netlb asks for what it reads";
 
 /// Every field of the document, and why netlb does nothing with it (`None`: it is honoured).
@@ -454,7 +454,8 @@ mod tests {
         let read = read(text).expect("kube-proxy starts with it");
         let words = |words: &[&str]| Some(words.iter().map(|word| (*word).to_owned()).collect());
         let kubeconfig = Some(PathBuf::from("/var/lib/kube-proxy/kubeconfig.conf"));
-        let want = Settings { kubeconfig, cluster_cidr: words(&["10.244.0.0/16", "fd00:10:244::/56"]), ..Settings::default() };
+        let want =
+            Settings { kubeconfig, cluster_cidr: words(&["10.244.0.0/16", "fd00:10:244::/56"]), ..Settings::default() };
         assert_eq!(read.settings, want);
         assert_eq!(read.unknown, Vec::<String>::new());
         let noted: Vec<&str> = read.notes.iter().filter_map(|note| note.split(' ').next()).collect();
@@ -594,13 +595,11 @@ mod tests {
     #[test]
     fn the_list_of_fields_is_the_documents() {
         fn leaves(at: &str, value: &Value, all: &mut Vec<String>) {
-            match value {
-                Value::Object(map) if !map.is_empty() => {
-                    for (key, value) in map {
-                        leaves(&if at.is_empty() { key.clone() } else { format!("{at}.{key}") }, value, all);
-                    }
-                }
-                _ => all.push(at.to_owned()),
+            let Some(map) = value.as_object().filter(|map| !map.is_empty()) else {
+                return all.push(at.to_owned());
+            };
+            for (key, value) in map {
+                leaves(&if at.is_empty() { key.clone() } else { format!("{at}.{key}") }, value, all);
             }
         }
         let mut found = Vec::new();

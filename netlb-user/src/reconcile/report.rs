@@ -1,5 +1,6 @@
 //! Word of what the agent did: status.json and names.json, each written when it changed.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,7 +10,9 @@ use netlb_common::backend::state;
 use super::Reconciler;
 use crate::config::{Config, Source};
 use crate::devices::detector::Detector;
+use crate::events::{Reason, Teller};
 use crate::metrics::Seen;
+use crate::model::Problem;
 use crate::observe::names;
 use crate::observe::status::{self, Conntrack, DeviceStatus, Ready, SourceStatus, Status, UplinkStatus};
 use crate::plan::Names;
@@ -24,6 +27,7 @@ const NAMES: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub(super) struct Report {
     pub(super) conntrack: Conntrack,
+    teller: Teller,
     notes: Vec<String>,
     kernel: String,
     node: String,
@@ -34,9 +38,10 @@ pub(super) struct Report {
 }
 
 impl Report {
-    pub(super) fn new(config: &Config, notes: Vec<String>) -> Self {
+    pub(super) fn new(config: &Config, notes: Vec<String>, teller: Teller) -> Self {
         Report {
             notes,
+            teller,
             kernel: preflight::kernel_release().unwrap_or_default(),
             node: config.node_name.clone(),
             started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
@@ -59,6 +64,11 @@ impl Report {
             source_connected: agent.read_whole && agent.source_failure.is_none(),
             programs: agent.programs.count(),
         });
+        let ports: BTreeSet<Problem> = agent.health.health().problems(agent.controller.world()).into_iter().collect();
+        let reason = |problem: &Problem| {
+            if ports.contains(problem) { Reason::FailedToStartServiceHealthcheck } else { Reason::NotProgrammed }
+        };
+        self.teller.tell(status.problems.iter().map(|problem| (reason(problem), problem)), agent.now());
         if self.status.as_ref() == Some(&status) {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! A small API server for tests: lists by pages, watches with history, label selectors, and any fault on demand.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read as _, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 pub(super) enum Verb {
     List,
     Watch,
+    /// POST.
+    Make,
 }
 
 /// An answer that is not as it should be.
@@ -42,6 +44,8 @@ struct State {
     faults: VecDeque<(Verb, &'static str, Fault)>,
     /// `LIST /api/v1/services limit=500`.
     asked: Vec<String>,
+    /// Path and body of what was to be made.
+    made: Vec<(String, Value)>,
     /// Grows when all watches shall end.
     cut: u64,
     ended: bool,
@@ -141,10 +145,21 @@ impl Fake {
         state.history.clear();
     }
 
+    /// Waits until so many objects were made.
+    pub(super) fn until_made(&self, count: usize) {
+        let state = self.state();
+        drop(self.shared.1.wait_while(state, |state| state.made.len() < count));
+    }
+
     /// Ends all watches.
     pub(super) fn cut(&self) {
         self.state().cut += 1;
         self.shared.1.notify_all();
+    }
+
+    /// What was made so far.
+    pub(super) fn made(&self) -> Vec<(String, Value)> {
+        self.state().made.clone()
     }
 
     /// What was asked so far.
@@ -176,12 +191,26 @@ fn converse(stream: &TcpStream, shared: &Shared) -> std::io::Result<()> {
         if reader.read_line(&mut request)? == 0 {
             return Ok(());
         }
-        let mut header = String::from("-");
+        let (mut header, mut length) = (String::from("-"), 0);
         while !header.trim().is_empty() {
             header.clear();
             reader.read_line(&mut header)?;
+            if let Some((_, text)) = header.to_lowercase().split_once("content-length:") {
+                length = text.trim().parse().expect("a length");
+            }
         }
         let target = request.split(' ').nth(1).unwrap_or_default().to_owned();
+        if request.starts_with("POST ") {
+            let mut body = vec![0; length];
+            reader.read_exact(&mut body)?;
+            let path = target.split('?').next().unwrap_or_default();
+            make(stream, path, serde_json::from_slice(&body).expect("JSON"), shared)?;
+            continue;
+        }
+        if let Some(name) = target.strip_prefix("/api/v1/namespaces/default/services/") {
+            one(stream, SERVICES, name, shared)?;
+            continue;
+        }
         let (path, query) = target.split_once('?').unwrap_or((&target, ""));
         let query: BTreeMap<String, String> = query
             .split('&')
@@ -206,6 +235,29 @@ fn unescape(text: &str) -> String {
         }
     }
     String::from_utf8(bytes).expect("UTF-8")
+}
+
+/// Makes an object, or says no.
+fn make(stream: &TcpStream, path: &str, object: Value, shared: &Shared) -> std::io::Result<()> {
+    let mut state = lock(&shared.0);
+    let fault = state.faults.iter().position(|(of, at, _)| *of == Verb::Make && *at == path);
+    if let Some((_, _, Fault::Status(code, reason))) = fault.and_then(|at| state.faults.remove(at)) {
+        let body = json!({"kind": "Status", "apiVersion": "v1", "message": reason, "code": code});
+        return whole(stream, code, "application/json", &body.to_string());
+    }
+    let body = object.to_string();
+    state.made.push((path.to_owned(), object));
+    shared.1.notify_all();
+    whole(stream, 201, "application/json", &body)
+}
+
+/// One object by its name.
+fn one(stream: &TcpStream, path: &str, name: &str, shared: &Shared) -> std::io::Result<()> {
+    let object = lock(&shared.0).objects.get(&(path.to_owned(), name.to_owned())).cloned();
+    match object {
+        Some(object) => whole(stream, 200, "application/json", &object.to_string()),
+        None => whole(stream, 404, "application/json", &json!({"kind": "Status", "code": 404}).to_string()),
+    }
 }
 
 /// False: the connection is at its end.
@@ -261,7 +313,7 @@ fn answer(stream: &TcpStream, path: &str, query: &BTreeMap<String, String>, shar
                 }
             }
         }
-        (fault, Verb::Watch) => watch(stream, path, query, shared, fault).map(|()| false),
+        (fault, Verb::Watch | Verb::Make) => watch(stream, path, query, shared, fault).map(|()| false),
     }
 }
 

@@ -8,6 +8,7 @@ mod access;
 mod addresses;
 mod backoff;
 mod book;
+mod events;
 mod follow;
 mod resource;
 mod server;
@@ -27,12 +28,14 @@ use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc::Receiver;
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
 pub use access::{Access, AccessError};
 
 use super::news::SourceNews;
+use crate::events::Event;
 use crate::model::NodeName;
 use addresses::Addresses;
 use book::Book;
@@ -55,7 +58,8 @@ pub enum ClusterError {
 }
 
 impl Cluster {
-    /// Begins to follow, from a thread of its own in which `tell` is called. `here`: this node; `keep`: the file for the API servers' addresses.
+    /// Begins to follow, from a thread of its own in which `tell` is called. `here`: this node; `keep`: the file for the API servers' addresses;
+    /// `events`: what is to be written there.
     ///
     /// # Errors
     /// If the credentials cannot be read. That nobody answers is no error, and is told.
@@ -63,9 +67,10 @@ impl Cluster {
         access: Access,
         here: NodeName,
         keep: &Path,
+        events: Receiver<Event>,
         tell: impl FnMut(SourceNews) + Send + 'static,
     ) -> Result<Self, ClusterError> {
-        Self::follow_with(Patience::default(), access, here, keep, tell)
+        Self::follow_with(Patience::default(), access, here, keep, events, tell)
     }
 
     fn follow_with(
@@ -73,6 +78,7 @@ impl Cluster {
         access: Access,
         here: NodeName,
         keep: &Path,
+        events: Receiver<Event>,
         tell: impl FnMut(SourceNews) + Send + 'static,
     ) -> Result<Self, ClusterError> {
         let (stop, stopped) = oneshot::channel();
@@ -90,7 +96,8 @@ impl Cluster {
             };
             // Who asked waits for it.
             drop(started.send(Ok(())));
-            follow_all(&runtime, server, &here, addresses, tell, stopped);
+            let book = Book::new(resource::all(&here).iter().map(|resource| resource.kind), addresses, tell);
+            follow_all(&runtime, server, &here, book, events, stopped);
             // A name that is still looked up is not waited for.
             runtime.shutdown_background();
         };
@@ -107,17 +114,16 @@ fn follow_all(
     runtime: &Runtime,
     server: Server,
     here: &NodeName,
-    addresses: Arc<Addresses>,
-    tell: impl FnMut(SourceNews) + Send + 'static,
+    book: Book,
+    events: Receiver<Event>,
     stopped: oneshot::Receiver<()>,
 ) {
-    let resources = resource::all(here);
     tracing::info!("following the API server {}", server.url());
     let server = Rc::new(server);
-    let book = Book::new(resources.iter().map(|resource| resource.kind), addresses, tell);
     let book = Rc::new(RefCell::new(book));
     let tasks = LocalSet::new();
-    for resource in resources {
+    tasks.spawn_local(events::write(Rc::clone(&server), events, here.clone()));
+    for resource in resource::all(here) {
         tasks.spawn_local(Follower::new(resource, Rc::clone(&server), Rc::clone(&book)).run());
     }
     // Told to stop, or nobody is left who could tell: the same.

@@ -10,7 +10,9 @@ use hyper::{Request, StatusCode};
 use kube::Client;
 use kube::client::Body;
 use kube::core::Request as Ask;
+use kube::core::params::PostParams;
 use serde::Deserialize;
+use serde_json::Value;
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
@@ -173,6 +175,26 @@ impl Server {
         Ok(Lines { body, text: Vec::new(), silence: self.patience.silence })
     }
 
+    /// Makes an object.
+    ///
+    /// # Errors
+    /// See [`Trouble`].
+    pub(super) async fn create(&self, path: &str, object: &Value) -> Result<(), Trouble> {
+        let ask = Ask::new(path).create(&PostParams::default(), object.to_string().into_bytes());
+        whole(self.ask(ask).await?, MOST_LINE, self.patience.answer).await.map(drop)
+    }
+
+    /// The uid of the object at a path.
+    ///
+    /// # Errors
+    /// See [`Trouble`].
+    pub(super) async fn uid(&self, path: &str) -> Result<String, Trouble> {
+        let request = Request::get(path).body(Vec::new()).map_err(kube::core::request::Error::BuildRequest);
+        let body = whole(self.ask(request).await?, MOST_LINE, self.patience.answer).await?;
+        let object: Value = serde_json::from_slice(&body).map_err(|error| Trouble::Nonsense(error.to_string()))?;
+        Ok(object.pointer("/metadata/uid").and_then(Value::as_str).unwrap_or_default().to_owned())
+    }
+
     async fn ask(&self, request: Result<Request<Vec<u8>>, kube::core::request::Error>) -> Result<Body, Trouble> {
         let request = request.map_err(|error| Trouble::Nonsense(format!("no question: {error}")))?;
         let client = self.client.borrow().clone();
@@ -187,7 +209,7 @@ impl Server {
         let status = answer.status();
         let json =
             answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"));
-        if status == StatusCode::OK && json {
+        if matches!(status, StatusCode::OK | StatusCode::CREATED) && json {
             return Ok(answer.into_body());
         }
         let kind = answer.headers().get(CONTENT_TYPE).map(|kind| printable(&String::from_utf8_lossy(kind.as_bytes())));

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::fake::{CIDRS, Fake, Fault, NODES, PODS, SERVICES, SLICES, Verb};
 use super::server::Patience;
 use super::{Access, Cluster};
+use crate::events::{self, Event, EventSink as _, Reason};
 use crate::k8s::SourceNews;
 use crate::model::{Change, Kind, NodeName, ObjectKey, World};
 
@@ -24,6 +25,7 @@ struct Rig {
     /// What it told last.
     last: SourceNews,
     synced: usize,
+    events: tokio::sync::mpsc::Sender<Event>,
     _cluster: Cluster,
     _dir: tempfile::TempDir,
 }
@@ -47,9 +49,10 @@ impl Rig {
         let (sender, news) = channel();
         let keep = dir.path().join("api-servers.json");
         let tell = move |news| drop(sender.send(news));
-        let cluster = Cluster::follow_with(patience, access, NodeName::new("n1"), &keep, tell).unwrap();
+        let (events, told) = events::channel();
+        let cluster = Cluster::follow_with(patience, access, NodeName::new("n1"), &keep, told, tell).unwrap();
         let (world, last) = (World::default(), SourceNews::default());
-        Rig { news, world, last, synced: 0, _cluster: cluster, _dir: dir }
+        Rig { news, world, last, synced: 0, events, _cluster: cluster, _dir: dir }
     }
 
     /// Takes in what it tells until `enough`.
@@ -475,7 +478,39 @@ fn rights_that_are_missing_are_said_and_come_back() {
 fn credentials_that_cannot_be_read_are_an_error_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let access = Access { kubeconfig: Some(dir.path().join("none")), server: None };
-    let error = Cluster::follow(access, NodeName::new("n1"), dir.path(), |_| {}).err().map(|e| e.to_string());
+    let told = events::channel().1;
+    let follow = Cluster::follow(access, NodeName::new("n1"), dir.path(), told, |_| {});
+    let error = follow.err().map(|e| e.to_string());
     let error = error.unwrap_or_default();
     assert!(error.contains("--kubeconfig") && error.ends_with("name a file that kubectl can use"), "{error}");
+}
+
+#[test]
+fn events_are_written_at_their_objects() {
+    let fake = Fake::start();
+    let mut web = service("web", 80);
+    web["metadata"]["uid"] = json!("u-1");
+    fake.put(SERVICES, web);
+    let mut rig = Rig::follow(fake.at);
+    let event = |name: &str| Event {
+        kind: Kind::Service,
+        namespace: "default".to_owned(),
+        name: name.to_owned(),
+        reason: Reason::NotProgrammed,
+        note: "spec.ports[0].port: it is taken; choose another".to_owned(),
+    };
+    let path = "/apis/events.k8s.io/v1/namespaces/default/events";
+    // One that is refused holds up nobody.
+    fake.fault(Verb::Make, path, Fault::Status(403, "forbidden"));
+    for name in ["refused", "web", "gone"] {
+        assert!(rig.events.write(event(name)));
+    }
+    fake.until_made(2);
+    let made = fake.made();
+    assert!(made.iter().all(|(at, _)| at == path), "{made:?}");
+    let regarding: Vec<&Value> = made.iter().map(|(_, event)| &event["regarding"]).collect();
+    assert_eq!((&regarding[0]["name"], &regarding[0]["uid"]), (&json!("web"), &json!("u-1")));
+    assert_eq!((&regarding[1]["name"], &regarding[1]["uid"]), (&json!("gone"), &Value::Null));
+    assert_eq!(made[0].1["note"], "spec.ports[0].port: it is taken; choose another");
+    rig.until_synced();
 }
