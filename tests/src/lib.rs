@@ -15,6 +15,7 @@
 //! - [`sockets`], [`bulk`]: clients inside pods; [`puppet`]: clients that are processes, for socket hooks.
 //! - [`http`]: a question and its answer, letter by letter.
 //! - [`capture`]: frames as they arrive, checksums recomputed.
+//! - [`control_plane`]: a real API server beside a test node.
 //! - [`kernel_objects`]: programs, links and maps as the kernel lists them.
 //! - [`traffic`], [`arrivals`]: the tables of cases.
 //!
@@ -25,6 +26,7 @@ pub mod bulk;
 pub mod capture;
 pub mod case;
 pub mod cases;
+pub mod control_plane;
 pub mod disassembly;
 pub mod golden;
 pub mod harness;

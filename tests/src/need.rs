@@ -6,6 +6,8 @@
 use std::fs;
 use std::process::Command;
 
+use crate::control_plane;
+
 /// A property of the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Need {
@@ -15,6 +17,8 @@ pub enum Need {
     Btf,
     /// LLVM's disassembler, with its bpf target.
     Objdump,
+    /// Kubernetes' control plane, built.
+    ControlPlane,
 }
 
 /// One `name: reason` a line; `#` starts a comment.
@@ -27,11 +31,16 @@ impl Need {
             Need::Root => "root",
             Need::Btf => "btf",
             Need::Objdump => "llvm-objdump",
+            Need::ControlPlane => "control-plane",
         }
     }
 
     fn missing(self) -> Option<&'static str> {
         match self {
+            Need::ControlPlane if control_plane::programs().is_ok() => None,
+            Need::ControlPlane => {
+                Some("no control plane is built: do `cargo xtask cluster build --only control-plane`")
+            }
             // SAFETY: no arguments, cannot fail.
             Need::Root if unsafe { libc::geteuid() } == 0 => None,
             Need::Root => Some("needs root: run it with sudo"),

@@ -136,7 +136,7 @@ fn drive(node: &TestNode, args: &Args, input: Manifests) -> Result<bool> {
         delivery: args.delivery.clone(),
         accel: args.accel.clone(),
         detached: args.detached,
-        extra: Vec::new(),
+        ..AgentOptions::default()
     };
     let agents = node.start_agents(&options).and_then(|_| node.wait_applied(revision));
     node.stop().check()?;

@@ -11,7 +11,10 @@ use serde_json::Value;
 
 use crate::setup::Tools;
 use crate::vm::{self, Kernel};
-use crate::{build, lint, setup, sh, show, sudo};
+use crate::{build, cluster, lint, setup, sh, show, sudo};
+
+/// The tier that needs a real API server.
+const CONTROL_PLANE: &str = "cluster_api";
 
 /// Arguments of `test`.
 #[derive(clap::Args)]
@@ -73,6 +76,9 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
         bail!("most tests need root, and sudo is not installed; run the same command as root");
     }
 
+    if chosen.iter().any(|program| program.tier == CONTROL_PLANE) {
+        phases.time("build the control plane", || cluster::build(Some(cluster::Part::ControlPlane)))?;
+    }
     let mut tiers: BTreeMap<String, Outcome> = BTreeMap::new();
     for program in chosen {
         println!("\n== {}: {}", program.tier, program.name);

@@ -26,6 +26,8 @@ pub struct AgentOptions {
     pub delivery: String,
     /// `none` or `socket`.
     pub accel: String,
+    /// Credentials for an API server, which is followed instead of the folder.
+    pub kubeconfig: Option<PathBuf>,
     /// Load the programs but attach none.
     pub detached: bool,
     /// Further arguments, as they are.
@@ -34,7 +36,13 @@ pub struct AgentOptions {
 
 impl Default for AgentOptions {
     fn default() -> Self {
-        Self { delivery: "auto".to_owned(), accel: "none".to_owned(), detached: false, extra: Vec::new() }
+        Self {
+            delivery: "auto".to_owned(),
+            accel: "none".to_owned(),
+            kubeconfig: None,
+            detached: false,
+            extra: Vec::new(),
+        }
     }
 }
 
@@ -111,10 +119,14 @@ impl Agent {
         let log = File::options().create(true).append(true).open(&inner.log);
         let log = log.with_context(|| format!("cannot open {}", inner.log.display()))?;
         let mut command = Command::new(&inner.program);
+        let (flag, file) = match &inner.options.kubeconfig {
+            Some(kubeconfig) => ("--kubeconfig", kubeconfig),
+            None => ("--source", &inner.source),
+        };
         command
             .arg("agent")
-            .arg("--source")
-            .arg(&inner.source)
+            .arg(flag)
+            .arg(file)
             .args(["--node-name", &inner.node.name()])
             .args(["--pin-path", PIN_PATH])
             .arg("--cgroup")

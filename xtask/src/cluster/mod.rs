@@ -18,7 +18,7 @@ use netlb_testnode::Stop;
 
 use crate::{build as agent, preflight, setup, sh, sudo};
 
-pub(crate) use build::build;
+pub(crate) use build::{Part, build};
 
 /// What a node calls, and the Debian package each is in.
 const PROGRAMS: [(&str, &str); 6] = [

@@ -24,7 +24,7 @@ const MOST_PAGES: usize = 20_000;
 /// A watch is ended by the server after so many seconds, and begun anew; not all nodes' at once.
 const WATCH: u32 = 230;
 const WATCH_SPREAD: u32 = 60;
-/// What need not be there is asked for so often when it is not.
+/// What a cluster need not have is asked for so often when it has not.
 const SELDOM: Duration = Duration::from_secs(60);
 /// A watch that lasted so long has shown that it works.
 const PROVEN: Duration = Duration::from_secs(5);
@@ -67,14 +67,14 @@ impl Follower {
                     self.limit = (self.limit / 4).max(1);
                     continue;
                 }
-                // The history is kept, and the watch goes on where it ended.
-                Trouble::Away(_) | Trouble::Short | Trouble::Refused(429 | 500 | 502 | 503, _) => {}
+                // The history is kept, and the watch goes on where it ended. A server that has just started may not know our rights yet.
+                Trouble::Away(_) | Trouble::Short | Trouble::Refused(401 | 403 | 429 | 500 | 502 | 503, _) => {}
                 Trouble::Gone | Trouble::Refused(..) | Trouble::Nonsense(_) | Trouble::TooLarge => version = None,
             }
             if trouble != Trouble::Gone {
                 self.tell(&trouble);
             }
-            let missing = !self.resource.needed && matches!(trouble, Trouble::Refused(403 | 404, _));
+            let missing = !self.resource.needed && matches!(trouble, Trouble::Refused(404, _));
             self.server.rest(if missing { SELDOM } else { self.backoff.next() }).await;
         }
     }

@@ -200,6 +200,7 @@ impl Server {
         let client = self.client.borrow().clone();
         let answer = match timeout(self.patience.answer, client.send(request.map(Body::from))).await {
             Ok(Ok(answer)) => answer,
+            Ok(Err(kube::Error::Service(error))) => return Err(self.lost(chain(&*error)).await),
             Ok(Err(error)) => return Err(self.lost(chain(&error)).await),
             Err(_) => return Err(self.lost(nothing_within(self.patience.answer)).await),
         };
