@@ -4,6 +4,7 @@
 mod bench;
 mod build;
 mod cluster;
+mod conformance;
 mod exec;
 mod lint;
 mod preflight;
@@ -45,6 +46,8 @@ enum Command {
     /// A real Kubernetes cluster in network namespaces
     #[command(subcommand)]
     Cluster(cluster::Command),
+    /// Run upstream's own end-to-end tests on a real cluster
+    Conformance(conformance::Args),
     /// Remove what killed runs left: empty cgroups and folders, never those of live runs
     Clean,
     /// Install what is missing: nightly toolchain, rust-src, bpf-linker, Debian packages
@@ -89,6 +92,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Scale(args) => exec::scale(&args),
         Command::Kill(args) => exec::kill(&args),
         Command::Cluster(command) => cluster::cluster(command),
+        Command::Conformance(args) => conformance::conformance(&args),
         Command::Clean => exec::clean(),
         Command::Setup => setup::setup().map(|_| ExitCode::SUCCESS),
         Command::Build => build::build().map(|()| ExitCode::SUCCESS),

@@ -91,9 +91,8 @@ impl Cluster {
         let authority = Authority::create(folders.run.join("pki"))?;
         say("wires and certificates are made");
 
-        let control_plane = ControlPlane::start(control_host, &options.bin, &folders, &authority)?;
         let (bin, images) = (&options.bin, &options.images);
-        let (nodes, ready) = std::thread::scope(|scope| {
+        let (nodes, control_plane) = std::thread::scope(|scope| {
             let (folders, authority, stop, group) = (&folders, &authority, &stop, &group);
             let starting: Vec<_> = hosts
                 .into_iter()
@@ -106,18 +105,19 @@ impl Cluster {
                     })
                 })
                 .collect();
-            let ready = control_plane.wait(stop).and_then(|()| {
+            let control_plane = ControlPlane::start(control_host, bin, folders, authority, stop);
+            let control_plane = control_plane.and_then(|control_plane| {
                 say("the API server is ready");
-                control_plane.kubectl(&["apply", "--server-side", "-f", "-"], &objects().to_string(), stop)
+                control_plane.kubectl(&["apply", "--server-side", "-f", "-"], &objects().to_string(), stop)?;
+                Ok(control_plane)
             });
             let nodes: Result<Vec<Node>> = starting
                 .into_iter()
                 .map(|thread| thread.join().map_err(|_| anyhow!("a thread that starts a node died"))?)
                 .collect();
-            (nodes, ready)
+            (nodes, control_plane)
         });
-        ready?;
-        let nodes = nodes?;
+        let (control_plane, nodes) = (control_plane?, nodes?);
         say("containerd has the images on every node");
 
         let proxies = nodes
@@ -256,7 +256,8 @@ impl Cluster {
     }
 }
 
-/// What the cluster holds from the start: its nodes with their pods' networks and zones, and the Service of its name server.
+/// What the cluster holds from the start: its nodes with their pods' networks and zones, the Service of its name server, and
+/// what netlb may do.
 fn objects() -> Value {
     let own = wires::control_plane();
     let mut items: Vec<Value> = (1..=wires::NODES)
@@ -299,6 +300,7 @@ fn objects() -> Value {
         "endpoints": [{"addresses": [own.v4], "conditions": {"ready": true}}],
         "ports": ports,
     }));
+    items.extend(proxy::rights());
     json!({"apiVersion": "v1", "kind": "List", "items": items})
 }
 

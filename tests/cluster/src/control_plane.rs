@@ -46,11 +46,12 @@ pub fn server() -> String {
 }
 
 impl ControlPlane {
-    /// Starts everything; the API server answers somewhat later: see [`ControlPlane::wait`].
+    /// Starts etcd and the API server, waits until that is ready, and starts the others, which would else give up on a slow
+    /// machine.
     ///
     /// # Errors
-    /// Names the program that could not be started.
-    pub fn start(host: Host, bin: &Path, folders: &Folders, authority: &Authority) -> Result<Self> {
+    /// Names the program that could not be started, or did not become ready.
+    pub fn start(host: Host, bin: &Path, folders: &Folders, authority: &Authority, stop: &Stop) -> Result<Self> {
         let logs = folders.logs();
         let (place, own) = (&host.place, host.address);
         let program = |name: &str| bin.join(name);
@@ -99,6 +100,11 @@ impl ControlPlane {
             command
         })?;
 
+        let (kubectl, admin) =
+            (program("kubectl"), authority.kubeconfig("admin", &server(), "kubernetes-admin", Some("system:masters"))?);
+        let ready = || Ok(run_kubectl(&kubectl, &admin, &host, &["get", "--raw", "/readyz"], "", stop)?.is_ok());
+        wait_for("the API server", PATIENCE, &[&etcd, &api_server], stop, ready)?;
+
         let kubeconfig = |user: &str| authority.kubeconfig(user, &server(), &format!("system:{user}"), None);
         let config = kubeconfig("kube-controller-manager")?;
         let (ca, accounts) = (authority.files(), authority.accounts_key());
@@ -132,7 +138,6 @@ impl ControlPlane {
             command
         })?;
 
-        let admin = authority.kubeconfig("admin", &server(), "kubernetes-admin", Some("system:masters"))?;
         let corefile = folders.of(&host).with_extension("corefile");
         fs::write(&corefile, corefile_text(&admin)).with_context(|| format!("cannot write {}", corefile.display()))?;
         let dns = program("coredns");
@@ -141,7 +146,7 @@ impl ControlPlane {
             command.arg("-conf").arg(&corefile);
             command
         })?;
-        Ok(Self { etcd, api_server, controller_manager, scheduler, dns, kubectl: program("kubectl"), admin, host })
+        Ok(Self { etcd, api_server, controller_manager, scheduler, dns, kubectl, admin, host })
     }
 
     /// The programs, in the order in which they need each other.
@@ -162,35 +167,33 @@ impl ControlPlane {
         &self.admin
     }
 
-    /// Waits until the API server says that it is ready.
-    ///
-    /// # Errors
-    /// When a program ends before, or after two minutes.
-    pub fn wait(&self, stop: &Stop) -> Result<()> {
-        let ready = || Ok(self.try_kubectl(&["get", "--raw", "/readyz"], "", stop)?.is_ok());
-        wait_for("the API server", PATIENCE, &[&self.etcd, &self.api_server], stop, ready)
-    }
-
     /// Runs kubectl as administrator and returns what it printed.
     ///
     /// # Errors
     /// When it fails, with what it said.
     pub fn kubectl(&self, arguments: &[&str], input: &str, stop: &Stop) -> Result<String> {
-        match self.try_kubectl(arguments, input, stop)? {
+        match run_kubectl(&self.kubectl, &self.admin, &self.host, arguments, input, stop)? {
             Ok(text) => Ok(text),
             Err(said) => bail!("`kubectl {}` failed: {said}", arguments.join(" ")),
         }
     }
+}
 
-    fn try_kubectl(&self, arguments: &[&str], input: &str, stop: &Stop) -> Result<Result<String, String>> {
-        let mut command = Command::new(&self.kubectl);
-        command.arg("--kubeconfig").arg(&self.admin).args(arguments);
-        // Where kubectl keeps what it knows of the API.
-        command.env("HOME", "/run");
-        let output = self.host.place.output("kubectl", command, input.as_bytes(), stop)?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-        Ok(if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) })
-    }
+fn run_kubectl(
+    kubectl: &Path,
+    kubeconfig: &Path,
+    host: &Host,
+    arguments: &[&str],
+    input: &str,
+    stop: &Stop,
+) -> Result<Result<String, String>> {
+    let mut command = Command::new(kubectl);
+    command.arg("--kubeconfig").arg(kubeconfig).args(arguments);
+    // Where kubectl keeps what it knows of the API.
+    command.env("HOME", "/run");
+    let output = host.place.output("kubectl", command, input.as_bytes(), stop)?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    Ok(if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) })
 }
 
 /// Two ranges, as Kubernetes writes dual stack.

@@ -34,11 +34,12 @@ const LEFT_OUT: [&str; 6] =
     ["./usr/share/doc", "./usr/share/man", "./usr/share/locale", "./var/cache/apt", "./var/lib/apt/lists", "./var/log"];
 
 /// Names of the image that is agnhost: what it does follows from its arguments. The first is that of every pod's sandbox.
-const AGNHOST: [&str; 4] = [
+const AGNHOST: [&str; 5] = [
     "registry.k8s.io/pause:3.10.2",
     "registry.k8s.io/e2e-test-images/agnhost:2.63.0",
     "registry.k8s.io/e2e-test-images/agnhost:2.55",
     "registry.k8s.io/e2e-test-images/busybox:1.37.0-1",
+    "registry.k8s.io/build-image/distroless-iptables:v0.9.6",
 ];
 /// The image of a regression test, a program of its own.
 const REGRESSION: &str = "registry.k8s.io/e2e-test-images/regression-issue-74839:1.4";

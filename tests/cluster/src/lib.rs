@@ -2,11 +2,12 @@
 //!
 //! Its programs are upstream's own, built from Go modules ([`programs`]); pods are made of images packed here ([`images`]). A
 //! [`cluster`] is a control plane, nodes and an outside client ([`wires`]), each with network, mounts, host name and cgroup of
-//! its own, and a service proxy to be tried ([`proxy`]). Nothing outlives it: see [`netlb_testnode::process`] and [`state`].
+//! its own, and a service proxy to be tried ([`proxy`]), by upstream's own tests ([`conformance`]). Nothing outlives it: see [`netlb_testnode::process`] and [`state`].
 
 pub mod certificates;
 pub mod cgroup1;
 pub mod cluster;
+pub mod conformance;
 pub mod control_plane;
 pub mod daemon;
 pub mod images;

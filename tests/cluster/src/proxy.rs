@@ -8,13 +8,16 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail};
 use netlb_testnode::address;
 use netlb_testnode::agent::{PIN_PATH, run_dir};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::certificates::Authority;
 use crate::control_plane::{self, ranges};
 use crate::daemon::Daemon;
 use crate::node::{Node, search_path};
 use crate::wires::Folders;
+
+/// As whom netlb asks the API server.
+const USER: &str = "netlb";
 
 /// What serves Services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +54,32 @@ impl FromStr for Proxy {
             None => bail!("no proxy is called {name}; there are: {}", Self::ALL.map(Self::name).join(", ")),
         }
     }
+}
+
+/// What netlb may read, as docs/api-server.md says it.
+#[must_use]
+pub fn rights() -> [Value; 2] {
+    let read = |group: &str, resources: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": ["get", "list", "watch"]});
+    let kind = |kind: &str, name: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name});
+    [
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRole",
+            "metadata": {"name": USER},
+            "rules": [
+                read("", &["services", "nodes", "pods"]),
+                read("discovery.k8s.io", &["endpointslices"]),
+                read("networking.k8s.io", &["servicecidrs"]),
+            ],
+        }),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": {"name": USER},
+            "roleRef": kind("ClusterRole", USER),
+            "subjects": [kind("User", USER)],
+        }),
+    ]
 }
 
 /// Starts the proxy of `node`. `accel` is netlb's.

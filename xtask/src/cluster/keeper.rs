@@ -11,15 +11,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::Shape;
+use super::interrupt::Interrupt;
 
 /// What the keeper says when the cluster is ready: the last line that anybody reads.
 const READY: &str = "ready";
 /// How long a cluster may take to go.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Starts a keeper and shows what it says. Returns its process id once the cluster is ready; if it will not be, the keeper has
 /// said why, and nothing is left.
-pub(super) fn start(shape: &Shape) -> Result<Option<u32>> {
+pub(super) fn start(shape: &Shape, interrupt: &Interrupt) -> Result<Option<u32>> {
     let (said, says) = std::io::pipe().context("cannot make a pipe")?;
     let mut command = Command::new("setsid");
     command.arg(std::env::current_exe().context("cannot find the running program")?);
@@ -28,9 +29,8 @@ pub(super) fn start(shape: &Shape) -> Result<Option<u32>> {
     let mut keeper = command.spawn().context("cannot start the keeper by setsid")?;
     // The command holds the pipe's other end: nobody would see it close.
     drop(command);
-    let pid = Pid::from_raw(i32::try_from(keeper.id()).context("process id out of range")?);
-    // The keeper is in a session of its own, where Ctrl-C does not reach it. Should it have ended, all is as it should be.
-    ctrlc::set_handler(move || kill(pid, Signal::SIGTERM).unwrap_or_default()).context("cannot listen for Ctrl-C")?;
+    // The keeper is in a session of its own, where Ctrl-C does not reach it.
+    interrupt.pass_to(keeper.id())?;
     for line in BufReader::new(said).lines() {
         let line = line.context("cannot read what the keeper says")?;
         if line == READY {
@@ -39,6 +39,7 @@ pub(super) fn start(shape: &Shape) -> Result<Option<u32>> {
         println!("{line}");
     }
     keeper.wait().context("cannot wait for the keeper")?;
+    interrupt.forget(keeper.id());
     Ok(None)
 }
 
@@ -72,7 +73,7 @@ pub(super) fn keep(options: Options) -> Result<ExitCode> {
 }
 
 /// Asks the keeper `pid` to end, and waits until its cluster's `folder` is gone, which is removed last.
-pub(super) fn end(pid: u32, folder: &Path) -> Result<()> {
+pub(crate) fn end(pid: u32, folder: &Path) -> Result<()> {
     let pid = Pid::from_raw(i32::try_from(pid).context("process id out of range")?);
     kill(pid, Signal::SIGTERM).with_context(|| format!("cannot end the cluster's process {pid}"))?;
     let deadline = Instant::now() + PATIENCE;

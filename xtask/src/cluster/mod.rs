@@ -4,7 +4,8 @@
 //! `down` ends the keeper, and with it everything.
 
 mod build;
-mod keeper;
+pub(crate) mod interrupt;
+pub(crate) mod keeper;
 
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use netlb_testnode::Stop;
 use crate::{build as agent, preflight, setup, sh, sudo};
 
 pub(crate) use build::{Part, build};
+use interrupt::Interrupt;
 
 /// What a node calls, and the Debian package each is in.
 const PROGRAMS: [(&str, &str); 6] = [
@@ -59,10 +61,10 @@ pub(crate) enum Command {
 pub(crate) struct Shape {
     /// What serves Services: netlb, kube-proxy-nftables or kube-proxy-iptables
     #[arg(long, default_value = "netlb")]
-    proxy: Proxy,
+    pub(crate) proxy: Proxy,
     /// What may be faster than netlb's packet path
     #[arg(long, default_value = "none", value_parser = ["none", "socket"])]
-    accel: String,
+    pub(crate) accel: String,
 }
 
 #[derive(clap::Args)]
@@ -130,16 +132,21 @@ pub(crate) fn options(shape: &Shape) -> Result<Options> {
 
 fn up(args: &UpArgs) -> Result<ExitCode> {
     prepare(args.built, args.shape.proxy)?;
-    let Some(pid) = keeper::start(&args.shape)? else { return Ok(ExitCode::FAILURE) };
-    let clusters = CLUSTERS.live::<ClusterFile>()?;
-    let cluster = clusters.into_iter().map(|(_, cluster)| cluster).find(|cluster| cluster.pid == pid);
-    let cluster = cluster.context("the cluster was ready, and is gone again")?;
+    let Some(cluster) = start(&args.shape, &Interrupt::listen()?)? else { return Ok(ExitCode::FAILURE) };
     println!("Cluster {} is up. Try:", cluster.id);
     for command in ["exec control-plane -- kubectl get nodes,pods -A -o wide", "exec node1 -- ip address", "down"] {
         println!("  cargo xtask cluster {command}");
     }
     println!("Its programs' logs are in {}.", cluster.logs.display());
     Ok(ExitCode::SUCCESS)
+}
+
+/// Starts a keeper with a cluster; if it does not become ready, the keeper has said why.
+pub(crate) fn start(shape: &Shape, interrupt: &Interrupt) -> Result<Option<ClusterFile>> {
+    let Some(pid) = keeper::start(shape, interrupt)? else { return Ok(None) };
+    let clusters = CLUSTERS.live::<ClusterFile>()?;
+    let cluster = clusters.into_iter().map(|(_, cluster)| cluster).find(|cluster| cluster.pid == pid);
+    cluster.context("the cluster was ready, and is gone again").map(Some)
 }
 
 fn down(id: Option<&str>) -> Result<ExitCode> {
