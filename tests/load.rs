@@ -21,7 +21,9 @@ fn main() -> ExitCode {
 fn features() -> Result<(), String> {
     let version = kernel_version().ok_or("the kernel's version is not known")?;
     let found = Features::of_kernel();
-    let right = (version < (6, 16) || found.csum_ipv6) && found.set_retval == (version >= (5, 18));
+    let right = (version < (6, 16) || found.csum_ipv6)
+        && found.set_retval == (version >= (5, 18))
+        && found.fib_mtu == (version >= (5, 12));
     if right { Ok(()) } else { Err(format!("kernel {version:?} has {found:?}")) }
 }
 

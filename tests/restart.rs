@@ -458,8 +458,13 @@ fn clsact(rig: &Rig) -> Result<()> {
     rig.agent.kill9()?;
     let said = rig.agent.netlb(&["cleanup"])?;
     ensure!(said.contains("filters of clsact"), "cleanup does not tell of filters: {said}");
-    let hooks = kernel_objects::on_cgroup(node.cgroup_path())?;
-    ensure!(hooks.is_empty() && pins(rig)?.is_empty(), "socket hooks or pins are left: {hooks:?}");
+    ensure!(pins(rig)?.is_empty(), "pins are left");
+    // A link goes a moment after its pin.
+    rig.eventually("socket hooks are gone", || {
+        let hooks = kernel_objects::on_cgroup(node.cgroup_path())?;
+        ensure!(hooks.is_empty(), "{hooks:?}");
+        Ok(())
+    })?;
     let left = kernel_objects::tc(node, "-j qdisc show")?;
     let left: Vec<Value> = serde_json::from_str(&left).context("cannot understand tc")?;
     let left: Vec<&str> =

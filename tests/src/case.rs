@@ -8,6 +8,7 @@ use netlb_common::conntrack::{CtKey, CtValue, flags, state};
 use netlb_common::{Addr, Reason};
 use netlb_ebpf::verdict::Decision;
 
+use crate::need::Need;
 use crate::packet::{Frame, MOVED, dissect, show, verify};
 use crate::world::{Pod, SNAT_PORTS, World};
 
@@ -245,14 +246,22 @@ pub struct Case {
     pub name: String,
     pub world: World,
     pub steps: Vec<Step>,
+    /// Of the kernel, where one runs it.
+    pub needs: &'static [Need],
 }
 
 /// A scenario without steps yet.
 pub fn case(name: impl Into<String>, world: World) -> Case {
-    Case { name: name.into(), world, steps: Vec::new() }
+    Case { name: name.into(), world, steps: Vec::new(), needs: &[] }
 }
 
 impl Case {
+    /// What a kernel must have for it.
+    pub fn needs(mut self, needs: &'static [Need]) -> Self {
+        self.needs = needs;
+        self
+    }
+
     /// Then this packet.
     pub fn send(mut self, send: Send) -> Self {
         self.steps.push(Step::Send(Box::new(send)));

@@ -24,7 +24,7 @@ use netlb_common::{Addr, Reason};
 
 use crate::case::{Flow, Got, Hook, Refused, Runner, Seen};
 use crate::outside::Outside;
-use crate::world::{HZ, UPLINK, World};
+use crate::world::{HZ, NARROW_UPLINK, UPLINK, World};
 
 /// Which programs run the packets. XDP knows no egress on uplinks: there it is TC's program in both cases.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -128,8 +128,9 @@ impl Kernel {
             bytemuck::Zeroable::zeroed(),
         )?;
         let uplinks = |world: &World| {
-            let uplink = world.uplinks.get(&UPLINK).copied();
-            uplink.into_iter().flat_map(|value| [(LO, value), (self.outside.ifindex, value)]).collect()
+            let Outside { ifindex, narrow, .. } = self.outside;
+            let devices = [(LO, UPLINK), (ifindex, UPLINK), (narrow, NARROW_UPLINK)];
+            devices.into_iter().filter_map(|(device, name)| Some((device, *world.uplinks.get(&name)?))).collect()
         };
         sync_hash::<u32, UplinkValue>(ebpf, name::UPLINKS, &uplinks(&old), &uplinks(world))?;
         let mut ranges: LpmTrie<&mut MapData, [u32; 5], u32> = LpmTrie::try_from(map(ebpf, name::SOURCE_RANGES)?)?;

@@ -1,10 +1,12 @@
 //! What a test needs of the machine, and what happens where it is missing.
 //!
 //! A test that cannot run is ignored, with the reason. With `NETLB_REQUIRE=all`, as CI sets it, it fails instead, save for what
-//! `tests/lacks.txt` lists: the committed list of what the build machine's kernel does not have.
+//! `tests/lacks.txt` lists: the committed list of what the build machine's kernel, or an older one, does not have.
 
 use std::fs;
 use std::process::Command;
+
+use netlb_user::bpf::probe::Features;
 
 use crate::control_plane;
 
@@ -19,6 +21,8 @@ pub enum Need {
     Objdump,
     /// Kubernetes' control plane, built.
     ControlPlane,
+    /// A kernel that tells programs the MTU of a route.
+    RouteMtu,
 }
 
 /// One `name: reason` a line; `#` starts a comment.
@@ -32,6 +36,7 @@ impl Need {
             Need::Btf => "btf",
             Need::Objdump => "llvm-objdump",
             Need::ControlPlane => "control-plane",
+            Need::RouteMtu => "route-mtu",
         }
     }
 
@@ -51,6 +56,8 @@ impl Need {
                 let has = output.is_ok_and(|o| String::from_utf8_lossy(&o.stdout).contains("bpf"));
                 if has { None } else { Some("llvm-objdump with a bpf target is not installed: apt install llvm") }
             }
+            Need::RouteMtu if Features::of_kernel().fib_mtu => None,
+            Need::RouteMtu => Some("route-mtu: before Linux 5.12 programs are not told the MTU of a route"),
         }
     }
 }

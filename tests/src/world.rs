@@ -24,6 +24,9 @@ pub const HZ: u32 = 250;
 /// Interface index of the uplink in every test world.
 pub const UPLINK: u32 = 20;
 
+/// Of the uplink that is narrow.
+pub const NARROW_UPLINK: u32 = 21;
+
 /// The node's addresses.
 pub const NODE_V4: &str = "192.0.2.10";
 pub const NODE_V6: &str = "2001:db8:2::10";
@@ -31,8 +34,14 @@ pub const NODE_V6: &str = "2001:db8:2::10";
 /// Source ports of masqueraded flows (host order).
 pub const SNAT_PORTS: std::ops::Range<u16> = 1_024..30_000;
 
-/// MTU of the way to these destinations; others take what the uplink does, 1500.
-pub const NARROW: [(&str, u8, u32); 2] = [("10.8.0.0", 16, 1_300), ("fd00:8::", 64, 1_300)];
+/// Bytes that narrow ways take; others what the uplink does, 1500.
+pub const NARROW: u32 = 1_300;
+
+/// Destinations whose route says that it is narrow.
+pub const NARROW_ROUTES: [(&str, u8); 2] = [("10.8.0.0", 16), ("fd00:8::", 64)];
+
+/// Destinations behind the narrow uplink.
+pub const NARROW_NETS: [(&str, u8); 2] = [("10.7.0.0", 16), ("fd00:7::", 64)];
 
 /// Destinations without a way.
 pub const NOWHERE: [(&str, u8); 2] = [("10.9.0.0", 16), ("fd00:9::", 64)];
@@ -112,7 +121,7 @@ impl World {
         (config.node4, config.node6) = (Addr::from_ip(NODE_V4.to_ip()), Addr::from_ip(NODE_V6.to_ip()));
         config.snat_first = SNAT_PORTS.start.into();
         config.snat_count = SNAT_PORTS.len() as u32;
-        let uplink = UplinkValue { addr4: config.node4, addr6: config.node6, mtu: 1500, flags: 0 };
+        let uplink = |mtu| UplinkValue { addr4: config.node4, addr6: config.node6, mtu, flags: 0 };
         World {
             config,
             frontends: BTreeMap::new(),
@@ -121,7 +130,7 @@ impl World {
             endpoints: BTreeMap::new(),
             endpoint_by_addr: BTreeMap::new(),
             endpoint_by_ifindex: BTreeMap::new(),
-            uplinks: BTreeMap::from([(UPLINK, uplink)]),
+            uplinks: BTreeMap::from([(UPLINK, uplink(1_500)), (NARROW_UPLINK, uplink(NARROW))]),
             source_ranges: BTreeSet::new(),
             clients: BTreeMap::new(),
             flows: BTreeMap::new(),
@@ -212,20 +221,25 @@ impl World {
 
     /// Where the node forwards a packet of `len` bytes.
     pub fn hop(&self, dst: Addr, len: u32) -> Hop {
-        let inside = |net: &str, bits: u8| {
-            let net = Addr::from_ip(net.to_ip());
-            net.is_v4() == dst.is_v4() && dst.masked(bits) == net.masked(bits)
+        let inside = |nets: &[(&str, u8)]| {
+            nets.iter().any(|(net, bits)| {
+                let net = Addr::from_ip(net.to_ip());
+                net.is_v4() == dst.is_v4() && dst.masked(*bits) == net.masked(*bits)
+            })
         };
         let multicast = !dst.is_v4() && dst.masked(8) == Addr::from_ip("ff00::".to_ip());
         // What is multicast the kernel leaves to the stack, as it does what is its own.
         if dst == self.config.node4 || dst == self.config.node6 || multicast {
             Hop::Local
-        } else if NOWHERE.iter().any(|(net, bits)| inside(net, *bits)) {
+        } else if inside(&NOWHERE) {
             Hop::Nowhere
         } else {
-            let narrow = NARROW.iter().find(|(net, bits, _)| inside(net, *bits));
-            let mtu = narrow.map_or(1_500, |(.., mtu)| *mtu);
-            if len > mtu { Hop::TooBig(mtu) } else { Hop::To(UPLINK) }
+            let (ifindex, mtu) = match () {
+                () if inside(&NARROW_NETS) => (NARROW_UPLINK, NARROW),
+                () if inside(&NARROW_ROUTES) => (UPLINK, NARROW),
+                () => (UPLINK, 1_500),
+            };
+            if len > mtu { Hop::TooBig(mtu) } else { Hop::To(ifindex) }
         }
     }
 

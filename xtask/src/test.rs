@@ -54,8 +54,11 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
         phases.time("lint", || lint::check(&tools))?;
     }
     phases.time("build the agent", || build::agent(&tools))?;
-    let packages: &[&str] = if args.kernel.is_some() { &["-p", "netlb-tests"] } else { &["--workspace"] };
-    let programs = phases.time("build the tests", || programs(&tools, packages))?;
+    let targets: Vec<&str> = match args.kernel {
+        Some(_) => ["-p", "netlb-tests"].into_iter().chain(vm::tiers().flat_map(|tier| ["--test", tier])).collect(),
+        None => vec!["--workspace"],
+    };
+    let programs = phases.time("build the tests", || programs(&tools, &targets))?;
     let known: Vec<&str> = match args.kernel {
         Some(_) => vm::tiers().collect(),
         None => programs.iter().map(|program| program.tier.as_str()).collect(),
@@ -119,11 +122,11 @@ fn conclude(phases: &Phases, tiers: &BTreeMap<String, Outcome>, lacks: &str) -> 
     if total.failed == 0 && total.passed > 0 && unlisted.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Builds the test programs of `packages` and the program that plays pods, and says where they are.
-fn programs(tools: &Tools, packages: &[&str]) -> Result<Vec<Program>> {
+/// Builds the test programs that cargo's arguments name and the program that plays pods, and says where they are.
+fn programs(tools: &Tools, targets: &[&str]) -> Result<Vec<Program>> {
     sh::run(build::with(tools, sh::cargo().args(["build", "-p", "netlb-testnode", "--bins"])))?;
     let mut command = sh::cargo();
-    command.arg("test").args(packages).args(["--no-run", "--message-format=json-render-diagnostics"]);
+    command.arg("test").args(targets).args(["--no-run", "--message-format=json-render-diagnostics"]);
     let mut child = build::with(tools, &mut command).stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
     let mut programs = Vec::new();
     for line in BufReader::new(child.stdout.take().context("cargo has no output")?).lines() {

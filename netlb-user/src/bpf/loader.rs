@@ -142,14 +142,17 @@ fn last_lines(text: &str) -> String {
 
 /// Sets the object's globals to what the running kernel has. Every loader of the object needs it.
 pub fn set_globals(loader: &mut EbpfLoader<'_>) {
+    set_features(loader, Features::of_kernel());
+}
+
+/// Sets the object's globals for a kernel that has `kernel`.
+pub fn set_features(loader: &mut EbpfLoader<'_>, kernel: Features) {
     static CSUM_IPV6: [u64; 2] = [0, 0x80];
-    static SET_RETVAL: [u32; 2] = [0, 1];
-    let kernel = Features::of_kernel();
-    loader.override_global("CSUM_IPV6", &CSUM_IPV6[usize::from(kernel.csum_ipv6)], true).override_global(
-        "SET_RETVAL",
-        &SET_RETVAL[usize::from(kernel.set_retval)],
-        true,
-    );
+    static HAS: [u32; 2] = [0, 1];
+    let has = |feature: bool| &HAS[usize::from(feature)];
+    loader.override_global("CSUM_IPV6", &CSUM_IPV6[usize::from(kernel.csum_ipv6)], true);
+    loader.override_global("SET_RETVAL", has(kernel.set_retval), true);
+    loader.override_global("FIB_TELLS_MTU", has(kernel.fib_mtu), true);
 }
 
 fn checked_object() -> Result<&'static [u8], LoadError> {

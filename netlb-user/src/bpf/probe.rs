@@ -17,6 +17,7 @@ const CGROUP_SOCK_ADDR: u32 = 18;
 const MAP_UPDATE_ELEM: i32 = 2;
 const L4_CSUM_REPLACE: i32 = 11;
 const GET_NETNS_COOKIE: i32 = 122;
+const CHECK_MTU: i32 = 163;
 const SET_RETVAL: i32 = 187;
 
 /// Flags of bpf_l4_csum_replace: BPF_F_PSEUDO_HDR, and BPF_F_IPV6.
@@ -30,13 +31,18 @@ pub struct Features {
     pub set_retval: bool,
     /// BPF_F_IPV6 of `bpf_l4_csum_replace` (6.16, and patched into older ones): sums that a device made of IPv6 frames stay right.
     pub csum_ipv6: bool,
+    /// `bpf_fib_lookup` says the MTU of a way that a packet does not fit (5.12).
+    pub fib_mtu: bool,
 }
 
 impl Features {
     /// The running kernel's, asked once.
     pub fn of_kernel() -> Features {
-        static ASKED: LazyLock<Features> =
-            LazyLock::new(|| Features { set_retval: has_set_retval(), csum_ipv6: has_csum_ipv6() });
+        static ASKED: LazyLock<Features> = LazyLock::new(|| Features {
+            set_retval: has_set_retval(),
+            csum_ipv6: has_csum_ipv6(),
+            fib_mtu: has_fib_mtu(),
+        });
         *ASKED
     }
 
@@ -60,6 +66,22 @@ fn has_csum_ipv6() -> bool {
     let program: Vec<Instruction> = add.into_iter().chain(end).collect();
     let answer = sys::program_load(SCHED_CLS, 0, &program).and_then(|fd| sys::test_run(fd.as_fd(), &mut [0; 64]));
     matches!(answer, Ok(0))
+}
+
+/// The helper `bpf_check_mtu` came in the same series.
+fn has_fib_mtu() -> bool {
+    let [frame, offset] = Instruction::stack(3, -8);
+    let program = [
+        Instruction::set(2, 0),
+        Instruction::store_word64(-8, 2),
+        frame,
+        offset,
+        Instruction::set(4, 0),
+        Instruction::set(5, 0),
+        Instruction::call(CHECK_MTU),
+        Instruction::EXIT,
+    ];
+    sys::program_load(SCHED_CLS, 0, &program).is_ok()
 }
 
 /// The cookie by which the kernel tells network namespaces apart, of the calling thread's. Before 5.14 sockets do not tell it: then a program on
@@ -120,9 +142,9 @@ mod tests {
 
     #[test]
     fn what_a_kernel_lacks_is_said() {
-        let whole = Features { set_retval: true, csum_ipv6: true };
+        let whole = Features { set_retval: true, csum_ipv6: true, fib_mtu: true };
         assert!(whole.notes().is_empty());
-        let old = Features { set_retval: false, csum_ipv6: false };
+        let old = Features { set_retval: false, csum_ipv6: false, fib_mtu: false };
         let notes = old.notes();
         assert!(notes.len() == 1 && notes[0].contains("EPERM"), "{notes:?}");
     }

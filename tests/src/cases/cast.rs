@@ -132,8 +132,13 @@ impl Cast {
         self.pick("198.51.100.7", "2001:db8:7::7")
     }
 
-    /// A pod of another node, on a way that is narrower than others.
+    /// A pod of another node, by the uplink that is narrower than the other.
     pub(super) fn narrow(self) -> IpAddr {
+        self.pick("10.7.0.9", "fd00:7::9")
+    }
+
+    /// One by a route that says that it is narrow.
+    pub(super) fn narrow_route(self) -> IpAddr {
         self.pick("10.8.0.9", "fd00:8::9")
     }
 

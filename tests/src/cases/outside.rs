@@ -10,6 +10,7 @@ use netlb_common::{Addr, Port, Reason, frontend};
 use super::cast::{BACKEND, CLIENT, Cast, Door, PORT, Road, THIRD};
 use super::lifecycle::port_for;
 use crate::case::{Case, Send, case, from_outside, from_pod, to_outside, to_pod};
+use crate::need::Need;
 use crate::packet::{ACK, Ext, FIN, Frame, MOVED, PSH, RST, SYN, TCP, ToIp, eth};
 use crate::world::{HZ, UPLINK, World};
 
@@ -25,7 +26,10 @@ pub(super) fn cases() -> Vec<Case> {
         }
         cases.extend([internal_policy(c), internal_policy_none_here(c), redirect_road(c), host_backend(c)]);
         cases.extend([source_ranges(c), undefined_ports(c), another_address(c), vip_on_the_node(c), pings(c)]);
-        cases.extend([ttl_ends(c), ttl_ends_here(c), request_too_big(c), answer_too_big(c), gso(c), headers(c)]);
+        cases.extend([ttl_ends(c), ttl_ends_here(c), gso(c), headers(c)]);
+        for way in [Narrow::Uplink, Narrow::Route] {
+            cases.extend([request_too_big(c, way), answer_too_big(c, way)]);
+        }
         cases.extend([nowhere(c), no_address(c), own_address(c), two_doors(c), exhausted(c), port_again(c)]);
         cases.extend([
             errors_routed(c),
@@ -411,33 +415,63 @@ fn too_big(c: Cast, about: &Frame, quoted: usize) -> Frame {
     c.error_about(about, kind, code).rest(1_300).quote_settled(about, c.header() + quoted)
 }
 
-fn request_too_big(c: Cast) -> Case {
+/// What makes a way narrow.
+#[derive(Clone, Copy, Debug)]
+enum Narrow {
+    Uplink,
+    Route,
+}
+
+impl Narrow {
+    /// Somebody that way.
+    fn end(self, c: Cast) -> IpAddr {
+        match self {
+            Narrow::Uplink => c.narrow(),
+            Narrow::Route => c.narrow_route(),
+        }
+    }
+
+    fn needs(self) -> &'static [Need] {
+        match self {
+            Narrow::Uplink => &[],
+            Narrow::Route => &[Need::RouteMtu],
+        }
+    }
+}
+
+fn request_too_big(c: Cast, way: Narrow) -> Case {
     let door = Door::NodePort;
-    let on = |f: Frame| from_outside(f.clone()).routes_as(c.forwarded(f, c.narrow()));
+    let backend = way.end(c);
+    let on = |f: Frame| from_outside(f.clone()).routes_as(c.forwarded(f, backend));
     let room = 1_300 - c.header() - 20;
     let fits = c.visit_tcp(door, ACK, &vec![b'x'; room]);
     let over = c.visit_tcp(door, ACK, &vec![b'x'; room + 1]);
     case(
-        format!("A request that does not fit the way onward is answered with the way's MTU ({})", c.family()),
-        c.doors(Road::Stack, &[c.narrow()]),
+        format!("A request that does not fit the way onward is answered with the way's MTU ({way:?}, {})", c.family()),
+        c.doors(Road::Stack, &[backend]),
     )
+    .needs(way.needs())
     .send(on(c.visit_syn(door)).opens_masqueraded())
     .send(on(fits))
     .send(from_outside(over.clone()).reflects(too_big(c, &over, 20)).counts(&[Reason::FRAGMENTATION_NEEDED]))
     .send(on(c.visit_tcp(door, ACK, b"less")))
 }
 
-fn answer_too_big(c: Cast) -> Case {
+fn answer_too_big(c: Cast, way: Narrow) -> Case {
     let door = Door::LoadBalancer;
-    let visitor: IpAddr = if c.v6 { "fd00:8::77".to_ip() } else { "10.8.0.77".to_ip() };
+    let visitor = way.end(c);
     let query = c.visit_query(door).src(visitor);
     let answer = |len: usize| eth().ip(c.remote(), c.node_ip()).udp(5353, MOVED).payload(&vec![b'y'; len]);
     let room = 1_300 - c.header() - 8;
     let home = |f: Frame| from_outside(f.clone()).routes_as(c.by_door(f, door).dst(visitor).dport(PORT).hop());
+    let family = c.family();
     case(
-        format!("An answer that does not fit the way to the client is answered with that way's MTU ({})", c.family()),
+        format!(
+            "An answer that does not fit the way to the client is answered with that way's MTU ({way:?}, {family})"
+        ),
         c.doors(Road::Stack, &[c.remote()]),
     )
+    .needs(way.needs())
     .send(onward(c, query).opens_masqueraded())
     .send(home(answer(room)).promotes())
     .send(
