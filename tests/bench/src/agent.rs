@@ -16,7 +16,7 @@ use netlb_testnode::cgroup::{self, Cgroup};
 use netlb_testnode::link::Links;
 use netlb_testnode::netns::{MountNs, NetNs};
 use netlb_testnode::process::{Place, Process};
-use netlb_testnode::state::StateDir;
+use netlb_testnode::state::{StateDir, TEST_NODES};
 use serde::Serialize;
 
 use crate::machine;
@@ -57,11 +57,11 @@ pub(crate) fn measure(program: &Path) -> Result<Agent> {
     };
     eprintln!("agent…");
     // A run like those of the test node: `cargo xtask clean` leaves a live one alone, and removes what a killed one left.
-    let state = StateDir::create()?;
+    let state = StateDir::create(TEST_NODES)?;
     let net = NetNs::create()?;
     Links::open(&net)?.up("lo")?;
     let mount = MountNs::create()?;
-    let group = cgroup::mount_point()?.join(format!("{}{}", cgroup::RUN_PREFIX, state.id()));
+    let group = cgroup::mount_point()?.join(format!("{}{}", TEST_NODES.group, state.id()));
     let group = Arc::new(Cgroup::create(group)?);
     let (source, run) = (state.path().join("source"), state.path().join("run"));
     for path in [&source, &run] {
