@@ -372,7 +372,8 @@ fn answers(fwd: &CtValue, proto: u8) -> CtKey {
 #[inline(never)]
 fn move_port<P: Detour, T: Tables>(p: &mut P, t: &T, key: &CtKey, records: &mut NewFlow, range: Ports) -> Claim {
     let (fwd, reply, back) = (&mut records.forward, &mut records.reply, &mut records.back);
-    let start = hash::flow(t.now(), key);
+    // By the time that the entries bear: whoever knows them knows where the search began.
+    let start = hash::flow(fwd.seen, key);
     for probe in 0..PORT_PROBES {
         let port = range.first() + hash::scale(start.wrapping_add(probe.wrapping_mul(0x9e37_79b9)), range.count());
         fwd.ports = fwd.ports & 0xffff_0000 | (port as u16).to_be() as u32;
