@@ -256,12 +256,12 @@ impl Services {
         !self.released.is_empty()
     }
 
-    /// Service ports by id.
     /// Slots of all lists, those on their way out among them.
     pub(super) fn slots_in_use(&self) -> usize {
         self.lists.slots_in_use()
     }
 
+    /// Service ports by id.
     pub(super) fn names(&self) -> impl Iterator<Item = (u32, &ServicePortKey)> {
         self.by_id.iter().map(|(id, key)| (*id, key))
     }
@@ -270,12 +270,17 @@ impl Services {
         old.into_iter().flat_map(blocks).flatten().for_each(|base| self.lists.unlink(base));
     }
 
-    /// Before the source is whole, a Service just found keeps backends that may only be missing because a file could not be read.
+    /// Before the source is whole, a Service just found keeps frontends and backends that may only be missing because a file could not be
+    /// read: its own, and those of an older Service that claims the same address.
     fn would_lose(&self, shadow: &Shadow, tables: &ServiceTables) -> bool {
-        tables.ports.iter().filter(|(key, _)| !self.ports.contains_key(key)).any(|(_, port)| {
+        tables.ports.iter().filter(|(key, _)| !self.ports.contains_key(key)).any(|(key, port)| {
             let lists = self.restored_lists(shadow, port).into_iter().filter_map(|list| self.lists.get(list));
             let known = |b: &BackendValue| port.backends.contains_key(&(b.addr.to_ip(), b.port.get()));
-            lists.flatten().any(|id| shadow.backends.get(id).is_none_or(|b| !known(b)))
+            let frontends: BTreeSet<FrontendKey> = port.frontends.keys().map(frontend_key).collect();
+            let found = self.known_id(shadow, key, port).into_iter();
+            let mut found = found.flat_map(|service| shadow.frontends_of(service));
+            found.any(|frontend| !frontends.contains(frontend))
+                || lists.flatten().any(|id| shadow.backends.get(id).is_none_or(|b| !known(b)))
         })
     }
 
