@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         .collect();
     trials.push(Trial::new("A new flow without room in CT_NEW is dropped, and leaves no half of itself", no_room));
     trials.push(Trial::new("What is forwarded from a port of the node's is not taken for a socket's", forwarded));
+    trials.push(Trial::new("Flows find the node's free ports while most are taken", crowded));
     harness::run(Ok(()), trials)
 }
 
@@ -56,6 +57,22 @@ fn forwarded() -> Result<(), String> {
         let (left, seen) = host.run(Hook::ToOutside, &translated, 0);
         if !matches!(routed, Decision::Route(_)) || left != Decision::Pass || seen != translated {
             return Err(format!("{routed:?}, then {left:?}:\n{}\n{}", show(&translated), show(&seen)));
+        }
+    }
+    Ok(())
+}
+
+/// On the host the ports that are tried are the same each time; in the kernel, chance would have a say.
+fn crowded() -> Result<(), String> {
+    let service = "10.96.0.10:80/TCP";
+    let mut world = World::new().service(service, &["10.0.2.9:8080"]).node_port(service, 30_080);
+    world.config.snat_count = 4_096;
+    let mut host = HostTables::new(world);
+    for port in 40_000..42_800 {
+        let syn = eth().ip("198.51.100.7", "192.0.2.10").tcp(port, 30_080, SYN).bytes();
+        let (decision, _) = host.run(Hook::FromOutside, &syn, 0);
+        if !matches!(decision, Decision::Route(_)) {
+            return Err(format!("{decision:?} with {} of 4096 ports taken", port - 40_000));
         }
     }
     Ok(())

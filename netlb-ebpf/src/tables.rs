@@ -65,6 +65,8 @@ pub struct NewFlow {
     pub reply: CtValue,
     /// The tuple of the answers, which the flow claims.
     pub back: CtKey,
+    /// Chooses the next source port to try. Set by `conntrack::move_port`.
+    pub chance: u32,
 }
 
 /// The client's entry of the flow that `conntrack::open` made for this packet. Good for this packet: the map has a copy.
