@@ -118,6 +118,19 @@ impl<K: Pod, V: Pod> Table<K, V> {
         unsafe { sys::map_delete(self.fd.as_fd(), bytemuck::bytes_of(key)) }
     }
 
+    /// Deletes an element that is as it was read. The kernel knows no such step for a hash: whoever writes between the comparison and the
+    /// deletion, within a microsecond, still loses.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn delete_unchanged(&self, key: &K, read: &V) -> io::Result<bool> {
+        let now = self.get(key)?;
+        if now.is_some_and(|now| bytemuck::bytes_of(&now) == bytemuck::bytes_of(read)) {
+            return self.delete(key);
+        }
+        Ok(false)
+    }
+
     /// The next elements of a walk, at most a few thousand; `None` when it is over. What changes meanwhile may be missed or seen twice.
     ///
     /// # Errors

@@ -179,7 +179,8 @@ impl Sweeper {
                 leaves || expired(&value, now) && self.partner(&key, &value)?.is_none_or(|other| expired(&other, now));
             if gone {
                 // The other direction is judged by the same facts when the walk comes by.
-                let deleted = usize::from(map.delete(&key)?);
+                // A batch ages while it is judged; a new flow may have taken the tuple, and keeps it.
+                let deleted = usize::from(map.delete_unchanged(&key, &value)?);
                 sweep.found.deleted += deleted;
                 if leaves {
                     let family = if key.dst.is_v4() { Family::V4 } else { Family::V6 };
@@ -234,7 +235,7 @@ impl Sweeper {
             let backend = self.backends.get(&value.backend)?;
             let udp = (key.tail >> 16) as u8 == proto::UDP;
             if udp && !serves(backend.as_ref(), value.backend_generation) {
-                sweep.found.deleted += usize::from(self.sockets.delete(&key)?);
+                sweep.found.deleted += usize::from(self.sockets.delete_unchanged(&key, &value)?);
             }
         }
         Ok(false)
