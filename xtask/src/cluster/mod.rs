@@ -4,6 +4,7 @@
 //! `down` ends the keeper, and with it everything.
 
 mod build;
+mod go;
 pub(crate) mod interrupt;
 pub(crate) mod keeper;
 
