@@ -124,6 +124,7 @@ fn work(config: Config, path: Option<PathBuf>, file: ConfigFile) -> anyhow::Resu
     })
     .context("the thread that answers health checks cannot be started")?;
     let here = NodeName::new(&config.node_name);
+    let asked = metrics.asked();
     let (sink, told) = events::channel();
     let sink = matches!(source, Source::Cluster(_)).then(|| Box::new(sink) as Box<dyn EventSink>);
     let start = Start {
@@ -149,7 +150,7 @@ fn work(config: Config, path: Option<PathBuf>, file: ConfigFile) -> anyhow::Resu
         Source::Folder(folder) => Followed::Folder(follow_source(folder, health, events)?),
         Source::Cluster(access) => {
             let tell = move |news| tell(news, &health, &events);
-            Followed::Cluster(Cluster::follow(access, here, &api_servers, told, tell)?)
+            Followed::Cluster(Cluster::follow(access, here, &api_servers, told, asked, tell)?)
         }
     };
     reconciler.run(&inbox)

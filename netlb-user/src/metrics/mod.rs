@@ -1,7 +1,8 @@
 //! What can be counted, for Prometheus and for people who look: `/metrics`, and the pages beside it.
 //!
 //! kube-proxy's metrics keep their names ([`kube_proxy`]), so that dashboards and alerts go on as they are; netlb's own stand beside them
-//! ([`own`]). All labels have few values, known beforehand: every series is there from the start, at 0 if nothing happened.
+//! ([`own`]). All labels have few values, known beforehand: every series is there from the start, at 0 if nothing happened; only those of the API
+//! server ([`rest_client`]) come with the first question to it.
 
 mod feed;
 mod kube_proxy;
@@ -9,6 +10,7 @@ mod latency;
 mod make;
 mod own;
 mod pages;
+mod rest_client;
 
 use std::sync::Arc;
 
@@ -16,9 +18,11 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{Registry, TextEncoder};
 
 use crate::health::{Probe, Probed};
+use crate::k8s::cluster::OnAsked;
 use kube_proxy::KubeProxy;
 use make::Maker;
 use own::Own;
+use rest_client::RestClient;
 
 pub use feed::{Feed, Seen};
 pub use own::Packets;
@@ -33,6 +37,7 @@ pub struct Metrics {
     registry: Registry,
     kube_proxy: KubeProxy,
     own: Own,
+    rest_client: RestClient,
 }
 
 impl Metrics {
@@ -44,8 +49,9 @@ impl Metrics {
         let registry = Registry::new();
         let maker = Maker { registry: &registry };
         let (kube_proxy, own) = (KubeProxy::new(&maker)?, Own::new(&maker, packets.map(Arc::new))?);
+        let rest_client = RestClient::new(&maker)?;
         registry.register(Box::new(ProcessCollector::for_self()))?;
-        Ok(Metrics { registry, kube_proxy, own })
+        Ok(Metrics { registry, kube_proxy, own, rest_client })
     }
 
     /// How many entries maps have room for, by name.
@@ -69,5 +75,11 @@ impl Metrics {
             Probe::Healthz => kube_proxy.healthz.with_label_values(&[status.to_string()]).inc(),
             Probe::Livez => kube_proxy.livez.with_label_values(&[status.to_string()]).inc(),
         })
+    }
+
+    /// Counts questions to the API server.
+    pub fn asked(&self) -> OnAsked {
+        let rest_client = self.rest_client.clone();
+        Arc::new(move |asked| rest_client.asked(asked))
     }
 }

@@ -33,6 +33,7 @@ use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
 pub use access::{Access, AccessError};
+pub use server::{Asked, OnAsked};
 
 use super::news::SourceNews;
 use crate::events::Event;
@@ -59,7 +60,7 @@ pub enum ClusterError {
 
 impl Cluster {
     /// Begins to follow, from a thread of its own in which `tell` is called. `here`: this node; `keep`: the file for the API servers' addresses;
-    /// `events`: what is to be written there.
+    /// `events`: what is to be written there; `on_asked` hears of each question.
     ///
     /// # Errors
     /// If the credentials cannot be read. That nobody answers is no error, and is told.
@@ -68,9 +69,10 @@ impl Cluster {
         here: NodeName,
         keep: &Path,
         events: Receiver<Event>,
+        on_asked: OnAsked,
         tell: impl FnMut(SourceNews) + Send + 'static,
     ) -> Result<Self, ClusterError> {
-        Self::follow_with(Patience::default(), access, here, keep, events, tell)
+        Self::follow_with(Patience::default(), access, here, keep, events, on_asked, tell)
     }
 
     fn follow_with(
@@ -79,6 +81,7 @@ impl Cluster {
         here: NodeName,
         keep: &Path,
         events: Receiver<Event>,
+        on_asked: OnAsked,
         tell: impl FnMut(SourceNews) + Send + 'static,
     ) -> Result<Self, ClusterError> {
         let (stop, stopped) = oneshot::channel();
@@ -90,7 +93,7 @@ impl Cluster {
                 Err(error) => return drop(started.send(Err(error.into()))),
             };
             let addresses = Arc::new(Addresses::new(keep));
-            let server = match runtime.block_on(Server::new(access, Arc::clone(&addresses), patience)) {
+            let server = match runtime.block_on(Server::new(access, Arc::clone(&addresses), patience, on_asked)) {
                 Ok(server) => server,
                 Err(error) => return drop(started.send(Err(error.into()))),
             };

@@ -47,14 +47,32 @@ impl Default for Patience {
     }
 }
 
+/// A question to the API server that was answered, or was not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Asked<'a> {
+    /// Host and port, as in the URL.
+    pub host: &'a str,
+    /// Of HTTP: `GET`, `POST`.
+    pub method: &'a str,
+    /// HTTP's, if there was an answer.
+    pub status: Option<u16>,
+    /// Until the answer began, or it was clear that none comes.
+    pub took: Duration,
+}
+
+/// Hears of each question to the API server.
+pub type OnAsked = Arc<dyn Fn(&Asked<'_>) + Send + Sync>;
+
 /// An API server, and the client for it.
 pub(super) struct Server {
+    on_asked: OnAsked,
     patience: Patience,
     access: Access,
     addresses: Arc<Addresses>,
     client: RefCell<Client>,
     renewed: Cell<Instant>,
     url: String,
+    host: String,
     /// It did not answer when it was asked last.
     away: Cell<bool>,
     back: Notify,
@@ -107,9 +125,13 @@ impl Server {
         access: Access,
         addresses: Arc<Addresses>,
         patience: Patience,
+        on_asked: OnAsked,
     ) -> Result<Self, AccessError> {
         let config = access.config().await?;
+        let host = config.cluster_url.authority().map(ToString::to_string).unwrap_or_default();
         Ok(Server {
+            on_asked,
+            host,
             patience,
             client: RefCell::new(client(&config, Arc::clone(&addresses))?),
             renewed: Cell::new(Instant::now()),
@@ -198,7 +220,11 @@ impl Server {
     async fn ask(&self, request: Result<Request<Vec<u8>>, kube::core::request::Error>) -> Result<Body, Trouble> {
         let request = request.map_err(|error| Trouble::Nonsense(format!("no question: {error}")))?;
         let client = self.client.borrow().clone();
-        let answer = match timeout(self.patience.answer, client.send(request.map(Body::from))).await {
+        let (method, begun) = (request.method().clone(), Instant::now());
+        let answer = timeout(self.patience.answer, client.send(request.map(Body::from))).await;
+        let status = answer.as_ref().ok().and_then(|answer| Some(answer.as_ref().ok()?.status().as_u16()));
+        (self.on_asked)(&Asked { host: &self.host, method: method.as_str(), status, took: begun.elapsed() });
+        let answer = match answer {
             Ok(Ok(answer)) => answer,
             Ok(Err(kube::Error::Service(error))) => return Err(self.lost(chain(&*error)).await),
             Ok(Err(error)) => return Err(self.lost(chain(&error)).await),

@@ -1,22 +1,26 @@
 //! The source against an API server that does what it should, and against one that does not.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::SocketAddr;
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::fake::{CIDRS, Fake, Fault, NODES, PODS, SERVICES, SLICES, Verb};
 use super::server::Patience;
-use super::{Access, Cluster};
+use super::{Access, Asked, Cluster, OnAsked};
 use crate::events::{self, Event, EventSink as _, Reason};
 use crate::k8s::SourceNews;
 use crate::model::{Change, Kind, NodeName, ObjectKey, World};
 
 /// How long anything may take before a test calls it stuck.
 const STUCK: Duration = Duration::from_secs(30);
+
+/// Host, method, and status of the answer.
+type Question = (String, String, Option<u16>);
 
 /// A source, and the world as it tells it.
 struct Rig {
@@ -26,6 +30,8 @@ struct Rig {
     last: SourceNews,
     synced: usize,
     events: tokio::sync::mpsc::Sender<Event>,
+    /// Questions to it, and how often.
+    asked: Arc<Mutex<BTreeMap<Question, usize>>>,
     _cluster: Cluster,
     _dir: tempfile::TempDir,
 }
@@ -50,9 +56,15 @@ impl Rig {
         let keep = dir.path().join("api-servers.json");
         let tell = move |news| drop(sender.send(news));
         let (events, told) = events::channel();
-        let cluster = Cluster::follow_with(patience, access, NodeName::new("n1"), &keep, told, tell).unwrap();
+        let asked: Arc<Mutex<BTreeMap<Question, usize>>> = Arc::default();
+        let counts = Arc::clone(&asked);
+        let on_asked: OnAsked = Arc::new(move |asked: &Asked<'_>| {
+            let kind = (asked.host.to_owned(), asked.method.to_owned(), asked.status);
+            *counts.lock().unwrap().entry(kind).or_default() += 1;
+        });
+        let cluster = Cluster::follow_with(patience, access, NodeName::new("n1"), &keep, told, on_asked, tell).unwrap();
         let (world, last) = (World::default(), SourceNews::default());
-        Rig { news, world, last, synced: 0, events, _cluster: cluster, _dir: dir }
+        Rig { news, world, last, synced: 0, events, asked, _cluster: cluster, _dir: dir }
     }
 
     /// Takes in what it tells until `enough`.
@@ -479,7 +491,7 @@ fn credentials_that_cannot_be_read_are_an_error_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let access = Access { kubeconfig: Some(dir.path().join("none")), server: None };
     let told = events::channel().1;
-    let follow = Cluster::follow(access, NodeName::new("n1"), dir.path(), told, |_| {});
+    let follow = Cluster::follow(access, NodeName::new("n1"), dir.path(), told, Arc::new(|_| {}), |_| {});
     let error = follow.err().map(|e| e.to_string());
     let error = error.unwrap_or_default();
     assert!(error.contains("--kubeconfig") && error.ends_with("name a file that kubectl can use"), "{error}");
@@ -513,4 +525,8 @@ fn events_are_written_at_their_objects() {
     assert_eq!((&regarding[1]["name"], &regarding[1]["uid"]), (&json!("gone"), &Value::Null));
     assert_eq!(made[0].1["note"], "spec.ports[0].port: it is taken; choose another");
     rig.until_synced();
+    let asked = rig.asked.lock().unwrap();
+    let of = |method: &str, status| asked.get(&(fake.at.to_string(), method.to_owned(), Some(status))).copied();
+    assert_eq!(of("POST", 403), Some(1), "{asked:?}");
+    assert!(of("POST", 201) >= Some(1) && of("GET", 200) >= Some(5), "{asked:?}");
 }
