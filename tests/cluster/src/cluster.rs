@@ -12,6 +12,7 @@ use netlb_testnode::state::StateDir;
 use netlb_testnode::{address, topology};
 use serde_json::{Value, json};
 
+use crate::agents;
 use crate::certificates::Authority;
 use crate::cgroup1::Groups;
 use crate::control_plane::{ControlPlane, DNS_V4};
@@ -29,8 +30,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 pub struct Options {
     /// The folder of the cluster's programs.
     pub bin: PathBuf,
-    /// The archive of images: see [`crate::images::build`].
-    pub images: PathBuf,
+    /// Archives of images, in the order in which containerd wants them: see [`crate::images`].
+    pub images: Vec<PathBuf>,
     /// The agent's program.
     pub netlb: PathBuf,
     /// A folder on a disk, for what containers are made of.
@@ -100,7 +101,7 @@ impl Cluster {
                     scope.spawn(move || -> Result<Node> {
                         let group = format!("/{group}/{}", host.name);
                         let node = Node::start(number, host, &group, bin, folders, authority, stop)?;
-                        node.import(images, stop)?;
+                        images.iter().try_for_each(|archive| node.import(archive, stop))?;
                         Ok(node)
                     })
                 })
@@ -120,12 +121,17 @@ impl Cluster {
         let (control_plane, nodes) = (control_plane?, nodes?);
         say("containerd has the images on every node");
 
-        let proxies = nodes
-            .iter()
-            .map(|node| {
-                proxy::start(options.proxy, &options.accel, node, &options.bin, &options.netlb, &folders, &authority)
-            })
-            .collect::<Result<Vec<Daemon>>>()?;
+        let proxies = match options.proxy.mode() {
+            Some(mode) => nodes
+                .iter()
+                .map(|node| proxy::start(mode, node, &options.bin, &folders, &authority))
+                .collect::<Result<Vec<Daemon>>>()?,
+            None => {
+                let objects = agents::daemon_set(&options.accel).to_string();
+                control_plane.kubectl(&["apply", "--server-side", "-f", "-"], &objects, &stop)?;
+                Vec::new()
+            }
+        };
         let cluster = Self {
             proxies,
             nodes,
@@ -156,7 +162,7 @@ impl Cluster {
         say("the nodes are ready");
 
         let ca = authority.files().certificate;
-        for (node, proxy) in self.nodes.iter().zip(&self.proxies) {
+        for (index, node) in self.nodes.iter().enumerate() {
             let answers = || {
                 let mut command = Command::new("curl");
                 command.args(["--silent", "--fail", "--max-time", "2", "--cacert"]).arg(&ca);
@@ -164,7 +170,13 @@ impl Cluster {
                 Ok(node.host.place.output("curl", command, b"", stop)?.status.success())
             };
             let what = format!("the Service kubernetes on {}", node.host.name);
-            wait_for(&what, PATIENCE, &[proxy], stop, answers)?;
+            let proxy: Vec<&Daemon> = self.proxies.get(index).into_iter().collect();
+            let served = wait_for(&what, PATIENCE, &proxy, stop, answers);
+            if self.options.proxy == Proxy::Netlb {
+                served.with_context(|| agents::log_tail(node, 15))?;
+            } else {
+                served?;
+            }
         }
         say(&format!("the Service kubernetes answers on every node, by {}", self.options.proxy.name()));
         Ok(())
@@ -186,12 +198,6 @@ impl Cluster {
     #[must_use]
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
-    }
-
-    /// What serves Services, a program for each node.
-    #[must_use]
-    pub fn proxies(&self) -> &[Daemon] {
-        &self.proxies
     }
 
     /// The outside client.
@@ -300,7 +306,7 @@ fn objects() -> Value {
         "endpoints": [{"addresses": [own.v4], "conditions": {"ready": true}}],
         "ports": ports,
     }));
-    items.extend(proxy::rights());
+    items.extend(agents::rights());
     json!({"apiVersion": "v1", "kind": "List", "items": items})
 }
 

@@ -1,7 +1,8 @@
 //! The images that pods are made of: Debian's base system with the tools that upstream's tests call, and agnhost, packed
 //! under the names that the tests ask for. Nothing is pulled.
 //!
-//! The format is that of an OCI image layout (image-spec 1.1, `image-layout.md`): one archive for all images.
+//! The format is that of an OCI image layout (image-spec 1.1, `image-layout.md`): one archive for all of them, and a small one
+//! for netlb, which changes oftener. That is made of the same base system, which it names and does not hold.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read as _};
@@ -10,6 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -43,6 +45,10 @@ const AGNHOST: [&str; 5] = [
 ];
 /// The image of a regression test, a program of its own.
 const REGRESSION: &str = "registry.k8s.io/e2e-test-images/regression-issue-74839:1.4";
+/// The image of netlb's DaemonSet.
+pub const NETLB: &str = "netlb.test/netlb:built";
+/// Which base system the archive of all images holds, beside it.
+const BASE: &str = "base.json";
 
 /// Makes sure that the archive of all images is there, made of the programs in `bin`, and returns its path.
 ///
@@ -50,18 +56,21 @@ const REGRESSION: &str = "registry.k8s.io/e2e-test-images/regression-issue-74839
 /// When Debian's base system cannot be had or a file cannot be written.
 pub fn build(target: &Path, bin: &Path) -> Result<PathBuf> {
     let folder = target.join("cluster/images");
+    let _lock = lock(&folder)?;
     let archive = folder.join("images.tar");
     let programs = ["agnhost", "regression-issue-74839"].map(|name| bin.join(name));
-    if programs.iter().all(|program| newer(&archive, program)) {
+    if programs.iter().chain([&folder.join(BASE)]).all(|file| newer(&archive, file)) {
         return Ok(archive);
     }
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     let base = base_system(&folder)?;
     let started = Instant::now();
     let layout = folder.join("layout");
     remove(&layout)?;
     let mut store = Store::create(&layout)?;
     let base = store.layer(&base)?;
+    let descriptor = folder.join(BASE);
+    fs::write(&descriptor, serde_json::to_vec(&base).context("cannot write JSON")?)
+        .with_context(|| format!("cannot write {}", descriptor.display()))?;
     let [agnhost, regression] = &programs;
     let agnhost_layer = program_layer(&folder, agnhost, "agnhost")?;
     let agnhost_layer = store.layer(&agnhost_layer)?;
@@ -74,6 +83,34 @@ pub fn build(target: &Path, bin: &Path) -> Result<PathBuf> {
     store.finish(&archive)?;
     remove(&layout)?;
     println!("packed the images of pods in {} s", started.elapsed().as_secs());
+    Ok(archive)
+}
+
+/// Makes sure that the archive of netlb's image is there, made of `program`, and returns its path. It is of use to a containerd
+/// that has the archive of [`build`], which must have been made before.
+///
+/// # Errors
+/// When a file cannot be read or written.
+pub fn netlb(target: &Path, program: &Path) -> Result<PathBuf> {
+    let folder = target.join("cluster/images");
+    let _lock = lock(&folder)?;
+    let (archive, base) = (folder.join("netlb.tar"), folder.join(BASE));
+    if [program, &base].iter().all(|file| newer(&archive, file)) {
+        return Ok(archive);
+    }
+    let base = fs::read(&base).with_context(|| format!("cannot read {}", base.display()))?;
+    let base: Blob = serde_json::from_slice(&base).context("what is known of the base system is not understood")?;
+    let layout = folder.join("layout");
+    remove(&layout)?;
+    let mut store = Store::create(&layout)?;
+    // What a debugger needs is most of the program, and would have to be copied onto every node.
+    let stripped = folder.join("netlb");
+    run(Command::new("strip").arg("--strip-debug").arg("-o").arg(&stripped).arg(program))?;
+    let layer = program_layer(&folder, &stripped, "netlb")?;
+    let layer = store.layer(&layer)?;
+    store.image(NETLB, &[&base, &layer], &["/netlb"], &["agent"])?;
+    store.finish(&archive)?;
+    remove(&layout)?;
     Ok(archive)
 }
 
@@ -102,6 +139,14 @@ fn base_system(folder: &Path) -> Result<PathBuf> {
     Ok(archive)
 }
 
+/// Two that pack images in one folder wait for each other.
+fn lock(folder: &Path) -> Result<File> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let lock = File::create(folder.join("lock")).context("cannot make the lock of the images' folder")?;
+    lock.lock().context("cannot lock the images' folder")?;
+    Ok(lock)
+}
+
 /// A layer with one program at its top, and the folder for uploads that agnhost keeps.
 fn program_layer(folder: &Path, program: &Path, name: &str) -> Result<PathBuf> {
     let root = folder.join("layer");
@@ -120,18 +165,13 @@ struct Store {
     manifests: Vec<Value>,
 }
 
-/// What is stored: its kind, digest and size.
-#[derive(Clone)]
+/// What is stored: its kind, digest and size in bytes. As JSON it is a descriptor.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Blob {
-    media_type: &'static str,
+    media_type: String,
     digest: String,
     size: u64,
-}
-
-impl Blob {
-    fn descriptor(&self) -> Value {
-        json!({"mediaType": self.media_type, "digest": self.digest, "size": self.size})
-    }
 }
 
 impl Store {
@@ -156,15 +196,19 @@ impl Store {
         let digest = hex(&hash.finalize());
         let place = self.folder.join("blobs/sha256").join(&digest);
         fs::copy(archive, &place).with_context(|| format!("cannot make {}", place.display()))?;
-        Ok(Blob { media_type: "application/vnd.oci.image.layer.v1.tar", digest: format!("sha256:{digest}"), size })
+        Ok(Blob {
+            media_type: "application/vnd.oci.image.layer.v1.tar".to_owned(),
+            digest: format!("sha256:{digest}"),
+            size,
+        })
     }
 
-    fn json(&mut self, media_type: &'static str, value: &Value) -> Result<Blob> {
+    fn json(&mut self, media_type: &str, value: &Value) -> Result<Blob> {
         let text = serde_json::to_vec(value).context("cannot write JSON")?;
         let digest = hex(&Sha256::digest(&text));
         let place = self.folder.join("blobs/sha256").join(&digest);
         fs::write(&place, &text).with_context(|| format!("cannot write {}", place.display()))?;
-        Ok(Blob { media_type, digest: format!("sha256:{digest}"), size: text.len() as u64 })
+        Ok(Blob { media_type: media_type.to_owned(), digest: format!("sha256:{digest}"), size: text.len() as u64 })
     }
 
     /// Makes an image of layers, lowest first.
@@ -185,12 +229,16 @@ impl Store {
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": manifest_type,
-            "config": config.descriptor(),
-            "layers": layers.iter().map(|layer| layer.descriptor()).collect::<Vec<_>>(),
+            "config": config,
+            "layers": layers,
         });
-        let mut entry = self.json(manifest_type, &manifest)?.descriptor();
-        entry["annotations"] = json!({"io.containerd.image.name": name});
-        self.manifests.push(entry);
+        let manifest = self.json(manifest_type, &manifest)?;
+        self.manifests.push(json!({
+            "mediaType": manifest.media_type,
+            "digest": manifest.digest,
+            "size": manifest.size,
+            "annotations": {"io.containerd.image.name": name},
+        }));
         Ok(())
     }
 

@@ -20,21 +20,25 @@ const TUNABLES: [(&str, &str); 6] = [
     ("kernel/keys/root_maxbytes", "25000000"),
 ];
 
+/// Where a host finds its own cgroup2 directory, whichever host it is.
+pub const CGROUP: &str = "/run/cgroup2";
+
 /// Makes a mount namespace where `/run`, `/var/log` and additions to `/var/lib` are the host's own, in memory, `run` stays
-/// where it is, and `/var/lib/NAME` is `disk/NAME` for each of `on_disk`.
+/// where it is, `cgroup` is also at [`CGROUP`], and `/var/lib/NAME` is `disk/NAME` for each of `on_disk`.
 ///
 /// # Errors
 /// Names the mount that failed.
-pub fn host(run: &Path, disk: &Path, on_disk: &[&str]) -> Result<MountNs> {
+pub fn host(run: &Path, cgroup: &Path, disk: &Path, on_disk: &[&str]) -> Result<MountNs> {
     let mounts = MountNs::create()?;
     mounts.run(|| -> Result<()> {
         let kept = open(run)?;
         tmpfs("/run")?;
         fs::create_dir_all(run).with_context(|| format!("cannot make {}", run.display()))?;
         bind(&format!("/proc/self/fd/{}", kept.as_raw_fd()), run)?;
-        for folder in ["/run/lib", "/run/lib.work", "/run/tunables"] {
+        for folder in ["/run/lib", "/run/lib.work", "/run/tunables", CGROUP] {
             fs::create_dir(folder).with_context(|| format!("cannot make {folder}"))?;
         }
+        bind(&cgroup.display().to_string(), Path::new(CGROUP))?;
         // What Debian keeps in /var/lib stays visible.
         let layers = "lowerdir=/var/lib,upperdir=/run/lib,workdir=/run/lib.work";
         mount(Some("overlay"), "/var/lib", Some("overlay"), MsFlags::empty(), Some(layers))

@@ -31,6 +31,8 @@ pub struct Node {
     pub containerd: Daemon,
     /// Its kubelet.
     pub kubelet: Daemon,
+    /// The folder of its pods' logs.
+    pub pod_logs: PathBuf,
     ctr: PathBuf,
 }
 
@@ -81,6 +83,7 @@ impl Node {
             &format!("system:node:{name}"),
             Some("system:nodes"),
         )?;
+        let pod_logs = files.join("pods");
         let resolver = files.join("resolv.conf");
         write(&resolver, &format!("nameserver {}\n", wires::control_plane().v4))?;
         let config = files.join("kubelet.json");
@@ -102,7 +105,7 @@ impl Node {
             "kubeAPIQPS": 100,
             "kubeAPIBurst": 200,
             "makeIPTablesUtilChains": false,
-            "podLogsDir": "/var/log/pods",
+            "podLogsDir": pod_logs,
             "protectKernelDefaults": true,
             "resolvConf": resolver,
             "tlsCertFile": serving.certificate,
@@ -117,7 +120,7 @@ impl Node {
             command.args(["--hostname-override", &name, "--node-ip", &addresses]);
             command
         })?;
-        Ok(Self { number, host, containerd, kubelet, ctr })
+        Ok(Self { number, host, containerd, kubelet, pod_logs, ctr })
     }
 
     /// The node's programs.

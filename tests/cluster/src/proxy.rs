@@ -7,17 +7,13 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use netlb_testnode::address;
-use netlb_testnode::agent::{PIN_PATH, run_dir};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::certificates::Authority;
 use crate::control_plane::{self, ranges};
 use crate::daemon::Daemon;
 use crate::node::{Node, search_path};
 use crate::wires::Folders;
-
-/// As whom netlb asks the API server.
-const USER: &str = "netlb";
 
 /// What serves Services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +29,17 @@ pub enum Proxy {
 impl Proxy {
     /// All, the one that is meant if none is named first.
     pub const ALL: [Self; 3] = [Self::Netlb, Self::Nftables, Self::Iptables];
+
+    /// The mode of a kube-proxy, which runs as a program beside kubelet; none is netlb's, which runs in pods: see
+    /// [`crate::agents`].
+    #[must_use]
+    pub fn mode(self) -> Option<&'static str> {
+        match self {
+            Self::Netlb => None,
+            Self::Nftables => Some("nftables"),
+            Self::Iptables => Some("iptables"),
+        }
+    }
 
     /// As on the command line.
     #[must_use]
@@ -56,74 +63,11 @@ impl FromStr for Proxy {
     }
 }
 
-/// What netlb may read, as docs/api-server.md says it.
-#[must_use]
-pub fn rights() -> [Value; 2] {
-    let read = |group: &str, resources: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": ["get", "list", "watch"]});
-    let kind = |kind: &str, name: &str| json!({"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name});
-    [
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRole",
-            "metadata": {"name": USER},
-            "rules": [
-                read("", &["services", "nodes", "pods"]),
-                read("discovery.k8s.io", &["endpointslices"]),
-                read("networking.k8s.io", &["servicecidrs"]),
-            ],
-        }),
-        json!({
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": {"name": USER},
-            "roleRef": kind("ClusterRole", USER),
-            "subjects": [kind("User", USER)],
-        }),
-    ]
-}
-
-/// Starts the proxy of `node`. `accel` is netlb's.
+/// Starts kube-proxy on `node`; `mode` as its configuration calls it.
 ///
 /// # Errors
 /// When it cannot be started.
-pub fn start(
-    proxy: Proxy,
-    accel: &str,
-    node: &Node,
-    bin: &Path,
-    netlb: &Path,
-    folders: &Folders,
-    authority: &Authority,
-) -> Result<Daemon> {
-    match proxy {
-        Proxy::Netlb => start_netlb(accel, node, netlb, folders, authority),
-        Proxy::Nftables => start_kube_proxy("nftables", node, bin, folders, authority),
-        Proxy::Iptables => start_kube_proxy("iptables", node, bin, folders, authority),
-    }
-}
-
-fn start_netlb(accel: &str, node: &Node, netlb: &Path, folders: &Folders, authority: &Authority) -> Result<Daemon> {
-    let host = &node.host;
-    let kubeconfig = authority.kubeconfig(
-        &format!("netlb-{}", host.name),
-        &control_plane::server(),
-        "netlb",
-        Some("system:masters"),
-    )?;
-    let own = run_dir(&folders.run, node.number);
-    fs::create_dir_all(&own).with_context(|| format!("cannot make {}", own.display()))?;
-    let (netlb, name, cgroup, accel) =
-        (netlb.to_owned(), host.name.clone(), host.cgroup.path().to_owned(), accel.to_owned());
-    Daemon::start(&format!("netlb-{}", host.name), &host.place, &folders.logs(), move || {
-        let mut command = Command::new(&netlb);
-        command.arg("agent").arg("--kubeconfig").arg(&kubeconfig).args(["--node-name", &name]);
-        command.args(["--pin-path", PIN_PATH]).arg("--cgroup").arg(&cgroup).arg("--run-dir").arg(&own);
-        command.args(["--accel", &accel]);
-        command
-    })
-}
-
-fn start_kube_proxy(mode: &str, node: &Node, bin: &Path, folders: &Folders, authority: &Authority) -> Result<Daemon> {
+pub fn start(mode: &str, node: &Node, bin: &Path, folders: &Folders, authority: &Authority) -> Result<Daemon> {
     let host = &node.host;
     let kubeconfig = authority.kubeconfig(
         &format!("kube-proxy-{}", host.name),

@@ -137,10 +137,9 @@ impl Fabric {
         for node in (1..=NODES).filter(|node| Some(*node) != number) {
             route_to_pods(&mut links, node, "eth0")?;
         }
-        let disk = folders.disk.join(name);
-        let mounts = mounts::host(&folders.run, &disk, &["kubelet", "containerd"])
+        let (disk, cgroup) = (folders.disk.join(name), Arc::new(group.child(name)?));
+        let mounts = mounts::host(&folders.run, cgroup.path(), &disk, &["kubelet", "containerd"])
             .with_context(|| format!("cannot make the folders of {name}"))?;
-        let cgroup = Arc::new(group.child(name)?);
         let place = Place::host(name, net, mounts.clone(), Arc::new(cgroup.child("host")?))?;
         Ok(Host { name: name.to_owned(), address, place, mounts, cgroup })
     }

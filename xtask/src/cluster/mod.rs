@@ -119,11 +119,15 @@ pub(crate) fn prepare(built: bool, proxy: Proxy) -> Result<()> {
 /// Where everything is that a cluster is made of.
 pub(crate) fn options(shape: &Shape) -> Result<Options> {
     let target = sh::root().join("target");
-    let bin = programs::folder(&target);
+    let (bin, netlb) = (programs::folder(&target), target.join("release/netlb"));
+    let mut archives = vec![images::build(&target, &bin)?];
+    if shape.proxy == Proxy::Netlb {
+        archives.push(images::netlb(&target, &netlb)?);
+    }
     Ok(Options {
-        images: images::build(&target, &bin)?,
+        images: archives,
         bin,
-        netlb: target.join("release/netlb"),
+        netlb,
         disk: target.join("cluster/run"),
         proxy: shape.proxy,
         accel: shape.accel.clone(),
