@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use netlb_testcluster::conformance::{self, Outcome, Results, Selection};
-use netlb_testcluster::programs::{E2E, KUBERNETES};
+use netlb_testcluster::programs::{self, E2E, KUBERNETES};
 use netlb_testcluster::state::{CLUSTERS, ClusterFile};
 use netlb_testcluster::{Proxy, wires};
 
@@ -52,9 +52,11 @@ pub(crate) fn conformance(args: &Args) -> Result<ExitCode> {
     cluster::prepare(args.built, args.shape.proxy)?;
     let interrupt = Interrupt::listen()?;
     let mut live = CLUSTERS.live::<ClusterFile>()?.into_iter().map(|(_, cluster)| cluster);
+    let bin = programs::folder(&sh::root().join("target"));
     let fits = |file: &ClusterFile| {
         let netlb = args.shape.proxy == Proxy::Netlb;
-        file.proxy == args.shape.proxy.name() && (!netlb || file.accel == args.shape.accel)
+        // Another checkout's cluster has another netlb.
+        file.bin == bin && file.proxy == args.shape.proxy.name() && (!netlb || file.accel == args.shape.accel)
     };
     match live.rfind(fits) {
         Some(cluster) => {
@@ -85,14 +87,22 @@ fn run(args: &Args, selection: &Selection, cluster: &ClusterFile, interrupt: &In
     let all = suite.run("names", &["--dry-run".to_owned(), format!("--focus={}", r"\[sig-network\]")], None)?;
     let all: Vec<&str> =
         all.iter().filter(|(_, outcome)| *outcome == Outcome::Passed).map(|(name, _)| name.as_str()).collect();
-    let (chosen, left_out) = selection.choose(all);
+    let (chosen, left_out) = selection.choose(args.shape.proxy, all);
     if chosen.is_empty() {
         bail!("no spec is chosen: all {} that were looked at are left out", left_out.len());
     }
     println!("{} specs run, {AT_A_TIME} at a time; {} are left out.", chosen.len(), left_out.len());
     let started = Instant::now();
-    let options = [format!("--procs={AT_A_TIME}"), format!("--focus={}", conformance::focus(&chosen))];
-    let report = suite.run("specs", &options, Some(chosen.len()))?;
+    let (together, disruptive) = conformance::alone(&chosen);
+    let mut report = Vec::new();
+    for (name, procs, specs) in [("specs", AT_A_TIME, &together), ("disruptive", "1", &disruptive)] {
+        if !specs.is_empty() {
+            let options = [format!("--procs={procs}"), format!("--focus={}", conformance::focus(specs))];
+            let all = suite.run(name, &options, Some(specs.len()))?;
+            // A report names all specs there are: those of the other run were skipped.
+            report.extend(all.into_iter().filter(|(name, _)| specs.contains(&name.as_str())));
+        }
+    }
     let results = Results::new(&column, &today()?, &chosen, left_out, &report);
 
     for (name, outcome) in &results.specs {

@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
+use crate::proxy::Proxy;
+
 /// The selection that is committed.
 const SELECTION: &str = include_str!("../conformance.yaml");
 /// In front of every name here.
@@ -15,9 +17,20 @@ const GROUP: &str = "[sig-network] ";
 #[derive(Debug)]
 pub struct Selection {
     focus: Vec<Regex>,
-    left_out: Vec<(Regex, String)>,
+    left_out: Vec<Unwanted>,
     smoke: Vec<String>,
 }
+
+/// What is left out, why, and with which proxies; none named: with all.
+#[derive(Debug)]
+struct Unwanted {
+    pattern: Regex,
+    why: String,
+    with: Vec<Proxy>,
+}
+
+/// In the names of specs that disturb others, though upstream's suite would run them beside others.
+const DISRUPTIVE: &str = "[Disruptive]";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,6 +46,8 @@ struct LeftOut {
     #[serde(rename = "match")]
     pattern: String,
     why: String,
+    #[serde(default)]
+    with: Vec<String>,
 }
 
 /// What became of a spec.
@@ -76,7 +91,10 @@ impl Selection {
             left_out: file
                 .left_out
                 .into_iter()
-                .map(|entry| Ok((regex(&entry.pattern)?, entry.why)))
+                .map(|entry| {
+                    let with = entry.with.iter().map(|name| name.parse()).collect::<Result<_>>()?;
+                    Ok(Unwanted { pattern: regex(&entry.pattern)?, why: entry.why, with })
+                })
                 .collect::<Result<_>>()?,
             smoke: file.smoke,
         })
@@ -104,25 +122,38 @@ impl Selection {
         Ok(())
     }
 
-    /// Which of `all` names (with the group's) are to run, and what is left out, and why, by name without the group's. Names
-    /// that are not looked at are in neither.
+    /// Which of `all` names (with the group's) are to run with `proxy`, and what is left out, and why, by name without the
+    /// group's. Names that are not looked at are in neither.
     #[must_use]
-    pub fn choose<'a>(&self, all: impl IntoIterator<Item = &'a str>) -> (Vec<&'a str>, BTreeMap<String, Outcome>) {
+    pub fn choose<'a>(
+        &self,
+        proxy: Proxy,
+        all: impl IntoIterator<Item = &'a str>,
+    ) -> (Vec<&'a str>, BTreeMap<String, Outcome>) {
         let (mut chosen, mut left_out) = (Vec::new(), BTreeMap::new());
         for full in all {
             let Some(name) = full.strip_prefix(GROUP) else { continue };
             if !self.focus.iter().any(|pattern| pattern.is_match(name)) {
                 continue;
             }
-            match self.left_out.iter().find(|(pattern, _)| pattern.is_match(name)) {
-                Some((_, why)) => {
-                    left_out.insert(name.to_owned(), Outcome::LeftOut(why.clone()));
+            let fits = |entry: &&Unwanted| {
+                entry.pattern.is_match(name) && (entry.with.is_empty() || entry.with.contains(&proxy))
+            };
+            match self.left_out.iter().find(fits) {
+                Some(entry) => {
+                    left_out.insert(name.to_owned(), Outcome::LeftOut(entry.why.clone()));
                 }
                 None => chosen.push(full),
             }
         }
         (chosen, left_out)
     }
+}
+
+/// Those that may run beside others, and those that must run alone (whatever is marked serial, the suite itself runs alone).
+#[must_use]
+pub fn alone<'a>(chosen: &[&'a str]) -> (Vec<&'a str>, Vec<&'a str>) {
+    chosen.iter().partition(|name| !name.contains(DISRUPTIVE))
 }
 
 /// A pattern that fits these names and no others, for ginkgo's `--focus`, which sees the suite's description in front of a name.
@@ -237,13 +268,25 @@ pub fn page(kubernetes: &str, runs: &[Results]) -> String {
     let mut names: Vec<&String> = runs.iter().flat_map(|run| run.specs.keys()).collect();
     names.sort();
     names.dedup();
-    let mut reasons: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for name in names {
         let outcomes: Vec<Option<&Outcome>> = runs.iter().map(|run| run.specs.get(name)).collect();
-        if outcomes.iter().flatten().all(|outcome| matches!(outcome, Outcome::LeftOut(_))) {
-            if let Some(Some(Outcome::LeftOut(why))) = outcomes.iter().find(|outcome| outcome.is_some()) {
-                reasons.entry(why).or_default().push(name);
+        // With which proxies, by the reason.
+        let mut without: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (run, outcome) in runs.iter().zip(&outcomes) {
+            if let Some(Outcome::LeftOut(why)) = outcome {
+                without.entry(why).or_default().push(&run.proxy);
             }
+        }
+        let everywhere = outcomes.iter().flatten().all(|outcome| matches!(outcome, Outcome::LeftOut(_)));
+        for (why, proxies) in without {
+            let line = if everywhere { name.clone() } else { format!("{name} (with {})", proxies.join(", ")) };
+            let lines = reasons.entry(why).or_default();
+            if !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
+        if everywhere {
             continue;
         }
         let cell = |outcome: &Option<&Outcome>| match outcome {
@@ -279,12 +322,27 @@ mod tests {
     #[test]
     fn a_name_is_run_or_left_out_with_a_reason_or_of_no_interest() {
         let mut selection = Selection::committed().unwrap();
-        let (chosen, left_out) = selection.choose(NAMES);
+        let (chosen, left_out) = selection.choose(Proxy::Netlb, NAMES);
         assert_eq!(chosen, [NAMES[0]]);
         let why = Outcome::LeftOut("the kernel of the build machines has no SCTP sockets".to_owned());
         assert_eq!(left_out, BTreeMap::from([("Services: sctp [Feature:SCTPConnectivity]".to_owned(), why)]));
         selection.narrow("provide").unwrap();
-        assert_eq!(selection.choose(NAMES).0, [NAMES[2]]);
+        assert_eq!(selection.choose(Proxy::Netlb, NAMES).0, [NAMES[2]]);
+    }
+
+    #[test]
+    fn what_is_left_out_with_one_proxy_runs_alone_with_another() {
+        let selection = Selection::committed().unwrap();
+        let names = ["[sig-network] Services should work after restarting kube-proxy [Disruptive]", NAMES[0]];
+        let (chosen, _) = selection.choose(Proxy::Netlb, names);
+        assert_eq!(alone(&chosen), (vec![names[1]], vec![names[0]]));
+        let (chosen, left_out) = selection.choose(Proxy::Nftables, names);
+        assert_eq!(chosen, [names[1]]);
+        let passed = BTreeMap::from([(left_out.keys().next().unwrap().clone(), Outcome::Passed)]);
+        let run = |proxy: &str, specs| Results { proxy: proxy.to_owned(), date: "2026-01-02".to_owned(), specs };
+        let page = page("v1", &[run("netlb", passed), run("kube-proxy", left_out)]);
+        assert!(page.contains("[Disruptive] | passed | left out |\n"), "{page}");
+        assert!(page.contains("[Disruptive] (with kube-proxy)\n"), "{page}");
     }
 
     #[test]
@@ -293,11 +351,11 @@ mod tests {
         let names: Vec<String> = selection.smoke.iter().map(|name| format!("{GROUP}{name}")).collect();
         assert!((8..=12).contains(&names.len()), "{}", names.len());
         selection.smoke().unwrap();
-        let (chosen, left_out) = selection.choose(names.iter().map(String::as_str));
+        let (chosen, left_out) = selection.choose(Proxy::Netlb, names.iter().map(String::as_str));
         assert_eq!(chosen.len(), names.len());
         assert!(left_out.is_empty());
         let longer = format!("{} and more", names[0]);
-        assert!(selection.choose([longer.as_str()]).0.is_empty());
+        assert!(selection.choose(Proxy::Netlb, [longer.as_str()]).0.is_empty());
     }
 
     #[test]
