@@ -18,6 +18,8 @@ use crate::sh;
 
 /// How many specs run at a time, as upstream's own CI does it.
 const AT_A_TIME: &str = "8";
+/// How many nodes a cluster for the tests has if nobody says: some need three, each in a zone of its own.
+const NODES: u8 = 3;
 /// How often a run says how far it is.
 const PROGRESS: Duration = Duration::from_secs(30);
 
@@ -54,9 +56,12 @@ pub(crate) fn conformance(args: &Args) -> Result<ExitCode> {
     let mut live = CLUSTERS.live::<ClusterFile>()?.into_iter().map(|(_, cluster)| cluster);
     let bin = programs::folder(&sh::root().join("target"));
     let fits = |file: &ClusterFile| {
-        let netlb = args.shape.proxy == Proxy::Netlb;
+        let (netlb, nodes) = (args.shape.proxy == Proxy::Netlb, args.shape.nodes);
         // Another checkout's cluster has another netlb.
-        file.bin == bin && file.proxy == args.shape.proxy.name() && (!netlb || file.accel == args.shape.accel)
+        file.bin == bin
+            && file.proxy == args.shape.proxy.name()
+            && (!netlb || file.accel == args.shape.accel)
+            && nodes.is_none_or(|nodes| file.nodes == nodes)
     };
     match live.rfind(fits) {
         Some(cluster) => {
@@ -64,7 +69,8 @@ pub(crate) fn conformance(args: &Args) -> Result<ExitCode> {
             run(args, &selection, &cluster, &interrupt)
         }
         None => {
-            let Some(cluster) = cluster::start(&args.shape, &interrupt)? else { return Ok(ExitCode::FAILURE) };
+            let shape = Shape { nodes: args.shape.nodes.or(Some(NODES)), ..args.shape.clone() };
+            let Some(cluster) = cluster::start(&shape, &interrupt)? else { return Ok(ExitCode::FAILURE) };
             let result = run(args, &selection, &cluster, &interrupt);
             // Interrupted, the keeper has been asked already, and may be gone.
             keeper::end(cluster.pid, &Path::new(CLUSTERS.base).join(&cluster.id))
@@ -144,7 +150,7 @@ impl Suite<'_> {
         command.args(["--no-color", "--succinct", "--silence-skips", "--timeout=3h"]).args(options);
         command.arg(format!("--json-report={name}.json")).arg(format!("--junit-report={name}.xml"));
         command.arg(format!("--output-dir={}", self.folder.display())).arg(self.cluster.bin.join(E2E)).arg("--");
-        command.args(["--provider=skeleton", "--disable-log-dump", &format!("--num-nodes={}", wires::NODES)]);
+        command.args(["--provider=skeleton", "--disable-log-dump", &format!("--num-nodes={}", self.cluster.nodes)]);
         command.arg(format!("--kubeconfig={}", self.cluster.kubeconfig.display()));
         command.arg(format!("--kubectl-path={}", self.cluster.bin.join("kubectl").display()));
         command.current_dir(self.folder).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());

@@ -13,6 +13,7 @@ use netlb_testnode::{address, topology};
 use serde_json::{Value, json};
 
 use crate::agents;
+use crate::balancer::Balancer;
 use crate::certificates::Authority;
 use crate::cgroup1::Groups;
 use crate::control_plane::{ControlPlane, DNS_V4};
@@ -28,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How a cluster is to be.
 #[derive(Clone, Debug)]
 pub struct Options {
+    /// How many nodes it has.
+    pub nodes: u8,
     /// The folder of the cluster's programs.
     pub bin: PathBuf,
     /// Archives of images, in the order in which containerd wants them: see [`crate::images`].
@@ -47,6 +50,7 @@ pub struct Options {
 /// A cluster that runs.
 pub struct Cluster {
     // Fields drop in order: programs first, then the wires, the cgroups, and the folders last.
+    _balancer: Balancer,
     proxies: Vec<Daemon>,
     nodes: Vec<Node>,
     control_plane: ControlPlane,
@@ -73,17 +77,17 @@ impl Cluster {
         let disk = Disk::create(&options.disk, &state)?;
         let folders = Folders { run: state.path().to_owned(), disk: disk.path().to_owned() };
         fs::create_dir(folders.logs()).with_context(|| format!("cannot make {}", folders.logs().display()))?;
-        let names: Vec<String> = (1..=wires::NODES).map(topology::name).collect();
+        let names: Vec<String> = (1..=options.nodes).map(topology::name).collect();
         let group = format!("{}{}", CLUSTERS.group, state.id());
         let children: Vec<&str> = names.iter().map(String::as_str).collect();
         let groups = Groups::create(&group, &children)?;
         let cgroup = Cgroup::create(CLUSTERS.cgroup(state.id())?)?;
 
-        let mut fabric = Fabric::create()?;
+        let mut fabric = Fabric::create(options.nodes)?;
         let control_host = fabric.control_plane(&folders, &cgroup)?;
         let client = fabric.client(&folders, &cgroup)?;
         let mut hosts = Vec::new();
-        for number in 1..=wires::NODES {
+        for number in 1..=options.nodes {
             let host = fabric.node(number, &folders, &cgroup)?;
             let own = folders.of(&host);
             fs::create_dir(&own).with_context(|| format!("cannot make {}", own.display()))?;
@@ -109,7 +113,11 @@ impl Cluster {
             let control_plane = ControlPlane::start(control_host, bin, folders, authority, stop);
             let control_plane = control_plane.and_then(|control_plane| {
                 say("the API server is ready");
-                control_plane.kubectl(&["apply", "--server-side", "-f", "-"], &objects().to_string(), stop)?;
+                control_plane.kubectl().run(
+                    &["apply", "--server-side", "-f", "-"],
+                    &objects(options.nodes).to_string(),
+                    stop,
+                )?;
                 Ok(control_plane)
             });
             let nodes: Result<Vec<Node>> = starting
@@ -128,11 +136,14 @@ impl Cluster {
                 .collect::<Result<Vec<Daemon>>>()?,
             None => {
                 let objects = agents::daemon_set(&options.accel).to_string();
-                control_plane.kubectl(&["apply", "--server-side", "-f", "-"], &objects, &stop)?;
+                control_plane.kubectl().run(&["apply", "--server-side", "-f", "-"], &objects, &stop)?;
                 Vec::new()
             }
         };
+        let log = folders.logs().join("balancer.log");
+        let balancer = Balancer::start(control_plane.kubectl(), fabric.ways()?, options.nodes, &log)?;
         let cluster = Self {
+            _balancer: balancer,
             proxies,
             nodes,
             control_plane,
@@ -155,7 +166,7 @@ impl Cluster {
         let mut arguments = vec!["wait", "--for=condition=Ready", "--timeout=120s"];
         let names: Vec<String> = self.nodes.iter().map(|node| format!("node/{}", node.host.name)).collect();
         arguments.extend(names.iter().map(String::as_str));
-        let ready = self.control_plane.kubectl(&arguments, "", stop);
+        let ready = self.control_plane.kubectl().run(&arguments, "", stop);
         // A node that ends says more than one that is waited for.
         self.check()?;
         ready.with_context(|| self.log_tails())?;
@@ -250,6 +261,7 @@ impl Cluster {
         };
         ClusterFile {
             id: self.id().to_owned(),
+            nodes: self.options.nodes,
             pid,
             proxy: self.options.proxy.name().to_owned(),
             accel: self.options.accel.clone(),
@@ -262,11 +274,16 @@ impl Cluster {
     }
 }
 
+/// Node `number`'s zone, one of three: with six nodes each has two.
+fn zone(number: u8) -> String {
+    format!("zone{}", (number.saturating_sub(1)) % 3 + 1)
+}
+
 /// What the cluster holds from the start: its nodes with their pods' networks and zones, the Service of its name server, and
 /// what netlb may do.
-fn objects() -> Value {
+fn objects(nodes: u8) -> Value {
     let own = wires::control_plane();
-    let mut items: Vec<Value> = (1..=wires::NODES)
+    let mut items: Vec<Value> = (1..=nodes)
         .map(|number| {
             let cidrs = address::pod_cidrs(number);
             json!({
@@ -276,7 +293,7 @@ fn objects() -> Value {
                     "name": topology::name(number),
                     "labels": {
                         "topology.kubernetes.io/region": "region",
-                        "topology.kubernetes.io/zone": format!("zone{number}"),
+                        "topology.kubernetes.io/zone": zone(number),
                     },
                 },
                 "spec": {"podCIDR": cidrs[0], "podCIDRs": cidrs},
@@ -316,7 +333,7 @@ mod tests {
 
     #[test]
     fn nodes_have_the_pods_that_the_wires_lead_to() {
-        let objects = objects();
+        let objects = objects(2);
         let second = objects.pointer("/items/1").unwrap();
         assert_eq!(second.pointer("/metadata/name").unwrap(), "node2");
         assert_eq!(second.pointer("/spec/podCIDRs").unwrap(), &json!(["10.244.2.0/24", "fd00:244:0:2::/64"]));

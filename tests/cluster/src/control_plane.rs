@@ -3,12 +3,12 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use netlb_testnode::address;
-use netlb_testnode::process::Stop;
+use netlb_testnode::process::{Place, Process, Stop};
 
 use crate::certificates::Authority;
 use crate::daemon::{Daemon, wait_for};
@@ -34,9 +34,16 @@ pub struct ControlPlane {
     controller_manager: Daemon,
     scheduler: Daemon,
     dns: Daemon,
-    kubectl: PathBuf,
-    admin: PathBuf,
+    kubectl: Kubectl,
     host: Host,
+}
+
+/// kubectl on the control plane, as administrator. Clones are the same.
+#[derive(Clone)]
+pub struct Kubectl {
+    program: PathBuf,
+    kubeconfig: PathBuf,
+    place: Place,
 }
 
 /// Where clients reach the API server.
@@ -100,9 +107,9 @@ impl ControlPlane {
             command
         })?;
 
-        let (kubectl, admin) =
-            (program("kubectl"), authority.kubeconfig("admin", &server(), "kubernetes-admin", Some("system:masters"))?);
-        let ready = || Ok(run_kubectl(&kubectl, &admin, &host, &["get", "--raw", "/readyz"], "", stop)?.is_ok());
+        let admin = authority.kubeconfig("admin", &server(), "kubernetes-admin", Some("system:masters"))?;
+        let kubectl = Kubectl { program: program("kubectl"), kubeconfig: admin.clone(), place: place.clone() };
+        let ready = || Ok(kubectl.output(&["get", "--raw", "/readyz"], "", stop)?.is_ok());
         wait_for("the API server", PATIENCE, &[&etcd, &api_server], stop, ready)?;
 
         let kubeconfig = |user: &str| authority.kubeconfig(user, &server(), &format!("system:{user}"), None);
@@ -146,7 +153,7 @@ impl ControlPlane {
             command.arg("-conf").arg(&corefile);
             command
         })?;
-        Ok(Self { etcd, api_server, controller_manager, scheduler, dns, kubectl, admin, host })
+        Ok(Self { etcd, api_server, controller_manager, scheduler, dns, kubectl, host })
     }
 
     /// The programs, in the order in which they need each other.
@@ -164,36 +171,51 @@ impl ControlPlane {
     /// The kubeconfig of a user who may do everything.
     #[must_use]
     pub fn admin(&self) -> &Path {
-        &self.admin
+        &self.kubectl.kubeconfig
     }
 
-    /// Runs kubectl as administrator and returns what it printed.
+    /// kubectl, as administrator.
+    #[must_use]
+    pub fn kubectl(&self) -> &Kubectl {
+        &self.kubectl
+    }
+}
+
+impl Kubectl {
+    /// Runs it to its end and returns what it printed.
     ///
     /// # Errors
     /// When it fails, with what it said.
-    pub fn kubectl(&self, arguments: &[&str], input: &str, stop: &Stop) -> Result<String> {
-        match run_kubectl(&self.kubectl, &self.admin, &self.host, arguments, input, stop)? {
+    pub fn run(&self, arguments: &[&str], input: &str, stop: &Stop) -> Result<String> {
+        match self.output(arguments, input, stop)? {
             Ok(text) => Ok(text),
             Err(said) => bail!("`kubectl {}` failed: {said}", arguments.join(" ")),
         }
     }
-}
 
-fn run_kubectl(
-    kubectl: &Path,
-    kubeconfig: &Path,
-    host: &Host,
-    arguments: &[&str],
-    input: &str,
-    stop: &Stop,
-) -> Result<Result<String, String>> {
-    let mut command = Command::new(kubectl);
-    command.arg("--kubeconfig").arg(kubeconfig).args(arguments);
-    // Where kubectl keeps what it knows of the API.
-    command.env("HOME", "/run");
-    let output = host.place.output("kubectl", command, input.as_bytes(), stop)?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-    Ok(if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) })
+    /// Starts it, with a pipe for what it prints.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn spawn(&self, arguments: &[&str]) -> Result<Process> {
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        self.place.spawn("kubectl", command)
+    }
+
+    fn output(&self, arguments: &[&str], input: &str, stop: &Stop) -> Result<Result<String, String>> {
+        let output = self.place.output("kubectl", self.command(arguments), input.as_bytes(), stop)?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        Ok(if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) })
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--kubeconfig").arg(&self.kubeconfig).args(arguments);
+        // Where kubectl keeps what it knows of the API.
+        command.env("HOME", "/run");
+        command
+    }
 }
 
 /// Two ranges, as Kubernetes writes dual stack.

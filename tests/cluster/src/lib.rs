@@ -2,9 +2,11 @@
 //!
 //! Its programs are upstream's own, built from Go modules ([`programs`]); pods are made of images packed here ([`images`]). A
 //! [`cluster`] is a control plane, nodes and an outside client ([`wires`]), each with network, mounts, host name and cgroup of
-//! its own, and a service proxy to be tried ([`proxy`]: netlb's [`agents`], or kube-proxy), by upstream's own tests ([`conformance`]). Nothing outlives it: see [`netlb_testnode::process`] and [`state`].
+//! its own; it has load balancers ([`balancer`]) and a service proxy to be tried ([`proxy`]: netlb's [`agents`], or kube-proxy),
+//! by upstream's own tests ([`conformance`]). Nothing outlives it: see [`netlb_testnode::process`] and [`state`].
 
 pub mod agents;
+pub mod balancer;
 pub mod certificates;
 pub mod cgroup1;
 pub mod cluster;

@@ -21,6 +21,8 @@ const DISK_FILE: &str = "disk";
 pub struct ClusterFile {
     /// The cluster's id.
     pub id: String,
+    /// How many nodes it has.
+    pub nodes: u8,
     /// The process that keeps it.
     pub pid: u32,
     /// What serves Services.

@@ -63,7 +63,7 @@ pub fn ask(node: &TestNode, checks: &[HealthCheck]) -> Result<Vec<HealthRow>> {
         for (&number, &ready) in &check.ready {
             for family in Family::BOTH {
                 let address = SocketAddr::new(address::node(number).of(family), check.port);
-                let answer = node.outside().place.net().run(|| get(address))?;
+                let answer = node.outside().place.net().run(|| get(address, "/"))?;
                 let (status, local_endpoints, error) = match answer {
                     Ok((status, body)) => {
                         let count = serde_json::from_str(&body).ok();
@@ -80,11 +80,14 @@ pub fn ask(node: &TestNode, checks: &[HealthCheck]) -> Result<Vec<HealthRow>> {
     Ok(rows)
 }
 
-/// An answer's status and body.
-fn get(address: SocketAddr) -> Result<(u16, String)> {
+/// Asks for `path` from the calling thread's network namespace; returns the answer's status and body.
+///
+/// # Errors
+/// When nobody answers, or not in HTTP.
+pub fn get(address: SocketAddr, path: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE).context("connect")?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    write!(stream, "GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").context("send")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").context("send")?;
     let mut text = String::new();
     stream.read_to_string(&mut text).context("receive")?;
     let (head, body) = text.split_once("\r\n\r\n").context("an answer that is not HTTP")?;

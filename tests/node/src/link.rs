@@ -11,7 +11,8 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessa
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteNextHop, RouteNextHopFlags,
+    RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -177,6 +178,43 @@ impl Links {
             .with_context(|| format!("cannot change the route to {destination}/{prefix_len} over {device}"))
     }
 
+    /// A route to `destination/prefix_len` over `device`, by way of all these gateways: each flow takes one of them, by a hash.
+    /// In place of a route to the same destination, if there is one.
+    ///
+    /// # Errors
+    /// When a gateway cannot be reached over the device, or there is none.
+    pub fn replace_multipath(
+        &mut self,
+        destination: IpAddr,
+        prefix_len: u8,
+        gateways: &[IpAddr],
+        device: &str,
+    ) -> Result<()> {
+        let index = self.index(device)?;
+        let hop = |gateway: &IpAddr| {
+            let mut hop = RouteNextHop::default();
+            hop.flags = RouteNextHopFlags::Onlink;
+            hop.interface_index = index;
+            hop.attributes = vec![RouteAttribute::Gateway(RouteAddress::from(*gateway))];
+            hop
+        };
+        let mut message = destined(destination, prefix_len);
+        message.attributes.push(RouteAttribute::MultiPath(gateways.iter().map(hop).collect()));
+        self.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+            .map(drop)
+            .with_context(|| format!("cannot lead {destination}/{prefix_len} over {device} to {gateways:?}"))
+    }
+
+    /// Removes the route to `destination/prefix_len`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn delete_route(&mut self, destination: IpAddr, prefix_len: u8) -> Result<()> {
+        self.request(RouteNetlinkMessage::DelRoute(destined(destination, prefix_len)), 0)
+            .map(drop)
+            .with_context(|| format!("cannot remove the route to {destination}/{prefix_len}"))
+    }
+
     fn route(
         &mut self,
         destination: IpAddr,
@@ -184,16 +222,9 @@ impl Links {
         gateway: Option<IpAddr>,
         device: &str,
     ) -> Result<RouteMessage> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family(destination);
-        message.header.destination_prefix_length = prefix_len;
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.header.protocol = RouteProtocol::Static;
-        message.header.kind = RouteType::Unicast;
-        message.header.scope =
-            if gateway.is_none() && destination.is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
-        if prefix_len > 0 {
-            message.attributes.push(RouteAttribute::Destination(RouteAddress::from(destination)));
+        let mut message = destined(destination, prefix_len);
+        if gateway.is_none() && destination.is_ipv4() {
+            message.header.scope = RouteScope::Link;
         }
         message.attributes.push(RouteAttribute::Oif(self.index(device)?));
         if let Some(gateway) = gateway {
@@ -309,6 +340,21 @@ impl Links {
             }
         }
     }
+}
+
+/// A unicast route in the main table, without what it leads over.
+fn destined(destination: IpAddr, prefix_len: u8) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(destination);
+    message.header.destination_prefix_length = prefix_len;
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.kind = RouteType::Unicast;
+    message.header.scope = RouteScope::Universe;
+    if prefix_len > 0 {
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::from(destination)));
+    }
+    message
 }
 
 fn family(address: IpAddr) -> AddressFamily {

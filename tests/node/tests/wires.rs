@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use netlb_testnode::address::{self, Family};
+use netlb_testnode::link::Links;
+use netlb_testnode::netns::NetNs;
 use netlb_testnode::wire::{ProbeTarget, Transport};
 use netlb_testnode::{Client, Helper, PodNetwork, TestNode};
 
@@ -212,4 +214,40 @@ fn nothing_is_left() {
     drop(node);
     assert!(!folder.exists() && !cgroup.exists());
     assert!(pids.iter().all(|pid| !PathBuf::from(format!("/proc/{pid}")).exists()));
+}
+
+#[test]
+fn an_address_leads_to_as_many_gateways_as_one_wants() {
+    let net = NetNs::create().unwrap();
+    let mut links = Links::open(&net).unwrap();
+    links.add_bridge("br0", address::mac(address::OUTSIDE.v4)).unwrap();
+    links.up("br0").unwrap();
+    for (address, length) in address::OUTSIDE.both().into_iter().zip([24, 64]) {
+        links.add_address("br0", address, length).unwrap();
+    }
+    for family in Family::BOTH {
+        let vip: std::net::IpAddr =
+            if family == Family::Ipv4 { "198.18.0.1" } else { "fd00:198:18::1" }.parse().unwrap();
+        let length = if vip.is_ipv4() { 32 } else { 128 };
+        let gateways = |numbers: &[u8]| numbers.iter().map(|n| address::node(*n).of(family)).collect::<Vec<_>>();
+        let shown = || {
+            let mut ip = std::process::Command::new("ip");
+            ip.args([if vip.is_ipv4() { "-4" } else { "-6" }, "route", "show", &vip.to_string()]);
+            let output = net.run(|| ip.output().unwrap()).unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            let words: Vec<&str> = text.split_whitespace().collect();
+            words
+                .windows(2)
+                .filter(|pair| pair[0] == "via")
+                .map(|pair| pair[1].parse::<std::net::IpAddr>().unwrap())
+                .collect::<Vec<_>>()
+        };
+        for numbers in [&[1, 2, 3][..], &[2], &[3, 1]] {
+            links.replace_multipath(vip, length, &gateways(numbers), "br0").unwrap();
+            assert_eq!(shown(), gateways(numbers));
+        }
+        links.delete_route(vip, length).unwrap();
+        assert_eq!(shown(), gateways(&[]));
+        assert!(links.delete_route(vip, length).is_err());
+    }
 }

@@ -25,6 +25,7 @@ pub(super) fn start(shape: &Shape, interrupt: &Interrupt) -> Result<Option<u32>>
     let mut command = Command::new("setsid");
     command.arg(std::env::current_exe().context("cannot find the running program")?);
     command.args(["cluster", "keep", "--proxy", shape.proxy.name(), "--accel", &shape.accel]);
+    command.args(shape.nodes.map(|nodes| format!("--nodes={nodes}")));
     command.stdin(Stdio::null()).stdout(says.try_clone().context("cannot share the pipe")?).stderr(says);
     let mut keeper = command.spawn().context("cannot start the keeper by setsid")?;
     // The command holds the pipe's other end: nobody would see it close.

@@ -33,10 +33,13 @@ const PROGRAMS: [(&str, &str); 6] = [
     ("setsid", "util-linux"),
 ];
 
+/// How many nodes a cluster has if nobody says.
+const NODES: u8 = 2;
+
 /// What there is to do with a cluster.
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Make a cluster of two nodes, and leave it running
+    /// Make a cluster, and leave it running
     Up(UpArgs),
     /// Remove clusters, and what killed ones left
     Down {
@@ -66,6 +69,9 @@ pub(crate) struct Shape {
     /// What may be faster than netlb's packet path
     #[arg(long, default_value = "none", value_parser = ["none", "socket"])]
     pub(crate) accel: String,
+    /// How many nodes; if not said, two, and three for `conformance`
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=9))]
+    pub(crate) nodes: Option<u8>,
 }
 
 #[derive(clap::Args)]
@@ -82,7 +88,7 @@ pub(crate) struct ExecArgs {
     /// Which cluster, if several live; the newest if not said
     #[arg(long)]
     cluster: Option<String>,
-    /// `control-plane`, `node1`, `node2` or `client`
+    /// `control-plane`, `node1`, `node2`… or `client`
     host: String,
     /// The program and its arguments; the cluster's own programs and netlb are found, kubectl is the administrator
     #[arg(last = true, required = true)]
@@ -125,6 +131,7 @@ pub(crate) fn options(shape: &Shape) -> Result<Options> {
         archives.push(images::netlb(&target, &netlb)?);
     }
     Ok(Options {
+        nodes: shape.nodes.unwrap_or(NODES),
         images: archives,
         bin,
         netlb,
