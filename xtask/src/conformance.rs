@@ -34,7 +34,7 @@ pub(crate) struct Args {
     /// About ten specs, one of each kind
     #[arg(long)]
     smoke: bool,
-    /// Write a page with this run and the last one of every other proxy, side by side
+    /// Write a page with the last whole run of every proxy, side by side; this one's specs are added to it if it left them out
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// Everything is built already; set when the program starts itself again as root
@@ -121,11 +121,17 @@ fn run(args: &Args, selection: &Selection, cluster: &ClusterFile, interrupt: &In
     let [passed, failed, left_out] = results.counts();
     println!("{column}: {left_out} left out; {} s; all of it in {}", started.elapsed().as_secs(), own.display());
     println!("{passed} passed, {failed} failed");
+    let kept = folder.join(format!("{}.json", column.replace([' ', '-'], "")));
     if args.focus.is_none() && !args.smoke {
-        save(&folder.join(format!("{}.json", column.replace([' ', '-'], ""))), &results)?;
+        save(&kept, &results)?;
+    } else if kept.is_file() {
+        let mut whole = read(&kept)?;
+        let added = whole.complete(&results);
+        save(&kept, &whole)?;
+        println!("{added} specs that the last whole run left out are added to it.");
     }
     if let Some(page) = &args.report {
-        write_page(page, &folder, results)?;
+        write_page(page, &folder)?;
     }
     Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -196,18 +202,20 @@ fn save(path: &Path, results: &Results) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Writes the page of this run and all that are kept in `folder`.
-fn write_page(page: &Path, folder: &Path, results: Results) -> Result<()> {
+fn read(path: &Path) -> Result<Results> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is not understood", path.display()))
+}
+
+/// Writes the page of all runs that are kept in `folder`.
+fn write_page(page: &Path, folder: &Path) -> Result<()> {
     let mut runs = Vec::new();
     for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
         let path = entry.with_context(|| format!("cannot read {}", folder.display()))?.path();
         if path.extension().is_some_and(|ending| ending == "json") {
-            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            runs.push(serde_json::from_str(&text).with_context(|| format!("{} is not understood", path.display()))?);
+            runs.push(read(&path)?);
         }
     }
-    runs.retain(|run: &Results| run.proxy != results.proxy);
-    runs.push(results);
     runs.sort_by(|a, b| b.proxy.cmp(&a.proxy));
     fs::write(page, conformance::page(KUBERNETES, &runs))
         .with_context(|| format!("cannot write {}", page.display()))?;

@@ -151,7 +151,7 @@ const AT_ONCE: &str = "netlb applies every change as it comes";
 const WINDOWS: &str = "it is for Windows";
 const OWN_TABLE: &str =
     "netlb's flows are in a table of its own, not in the kernel's conntrack; --max-conntrack is its size";
-const OWN_TIMEOUTS: &str = "netlb's flows are in a table of its own, with the kernel's default timeouts";
+const OWN_TIMEOUTS: &str = "netlb's flows are in a table of its own, with kube-proxy's default timeouts (a TCP connection's: 24 hours, an hour once one end has closed)";
 const NO_RULES: &str = "netlb has no rules, so nothing needs a mark";
 const NO_LIMIT: &str = "netlb asks the API server for lists, watches and few Events, which need no limit";
 const NO_CONTENT: &str = "netlb asks for what it reads";

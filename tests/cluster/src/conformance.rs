@@ -238,6 +238,17 @@ impl Results {
         Self { proxy: proxy.to_owned(), date: date.to_owned(), specs }
     }
 
+    /// Adds what became, in another run, of specs that this one left out: those that need more nodes, say. What has run here
+    /// stays as it was. Returns how many were added.
+    pub fn complete(&mut self, other: &Self) -> usize {
+        let ran = other.specs.iter().filter(|(_, outcome)| !matches!(outcome, Outcome::LeftOut(_)));
+        let left_out = |name: &String| matches!(self.specs.get(name), Some(Outcome::LeftOut(_)));
+        let added: Vec<_> = ran.filter(|(name, _)| left_out(name)).map(|(n, o)| (n.clone(), o.clone())).collect();
+        let count = added.len();
+        self.specs.extend(added);
+        count
+    }
+
     /// How many passed, failed and were left out.
     #[must_use]
     pub fn counts(&self) -> [usize; 3] {
@@ -385,6 +396,19 @@ mod tests {
             page.contains("| Services b | **failed** |\n") && page.contains("one zone:\n\n- Services d\n"),
             "{page}"
         );
+    }
+
+    #[test]
+    fn a_run_adds_to_another_only_what_that_left_out() {
+        let run = |outcomes: [Outcome; 3]| {
+            let specs = ["a", "b", "c"].map(str::to_owned).into_iter().zip(outcomes).collect();
+            Results { proxy: "netlb".to_owned(), date: "2026-01-02".to_owned(), specs }
+        };
+        let (left_out, failed) =
+            (|| Outcome::LeftOut("few nodes".to_owned()), || Outcome::Failed("no answer".to_owned()));
+        let mut whole = run([left_out(), failed(), left_out()]);
+        assert_eq!(whole.complete(&run([failed(), Outcome::Passed, left_out()])), 1);
+        assert_eq!(whole, run([failed(), failed(), left_out()]));
     }
 
     #[test]
