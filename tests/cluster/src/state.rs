@@ -21,7 +21,8 @@ const DISK_FILE: &str = "disk";
 pub struct ClusterFile {
     /// The cluster's id.
     pub id: String,
-    /// How many nodes it has.
+    /// How many nodes it has; 0 if an older checkout keeps it, which did not say.
+    #[serde(default)]
     pub nodes: u8,
     /// The process that keeps it.
     pub pid: u32,
