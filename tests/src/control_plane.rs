@@ -2,8 +2,7 @@
 //! and may be killed, stopped and started; the other is the test's and the controllers', so that the world goes on meanwhile.
 
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use netlb_testcluster::certificates::{Authority, Files};
 use netlb_testcluster::daemon::{Daemon, wait_for};
-use netlb_testcluster::programs;
+use netlb_testcluster::{etcd, programs};
 use netlb_testnode::TestNode;
 use netlb_testnode::address;
 use netlb_testnode::process::Place;
@@ -25,7 +24,6 @@ use tokio::task::JoinSet;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The agent's API server, and the other one.
 const PORTS: [u16; 2] = [6443, 6444];
-const ETCD: u16 = 2379;
 /// Requests under way at a time, when many are made.
 const AT_ONCE: usize = 32;
 
@@ -74,7 +72,7 @@ impl ControlPlane {
         let admin = authority.kubeconfig("admin", &url(PORTS[1]), "admin", Some("system:masters"))?;
 
         let (program, data) = (bin.join("etcd"), folder.join("etcd"));
-        let etcd = Daemon::start("etcd", &place, &folder, move || etcd(&program, &data))?;
+        let etcd = Daemon::start("etcd", &place, &folder, move || etcd_command(&program, &data))?;
         let server = |port: u16, name: &str| {
             let (bin, serving) = (bin.join("kube-apiserver"), serving.clone());
             let (ca, accounts) = (authority.files(), accounts.clone());
@@ -207,30 +205,7 @@ impl ControlPlane {
     /// # Errors
     /// What etcd says.
     pub fn compact(&self) -> Result<()> {
-        let put = json!({"key": "bmV0bGI=", "value": "eA=="});
-        let done = self.etcd("/v3/kv/put", &put)?;
-        let revision = done.pointer("/header/revision").context("etcd names no revision")?;
-        self.etcd("/v3/kv/compaction", &json!({"revision": revision, "physical": true})).map(drop)
-    }
-
-    fn etcd(&self, path: &str, body: &Value) -> Result<Value> {
-        let body = body.to_string();
-        let text = self.place.net().run(|| -> Result<String> {
-            let at = SocketAddr::from((Ipv4Addr::LOCALHOST, ETCD));
-            let mut stream = TcpStream::connect(at).context("etcd does not listen")?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            write!(
-                stream,
-                "POST {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-                body.len()
-            )?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text)?;
-            Ok(text)
-        })??;
-        let (head, body) = text.split_once("\r\n\r\n").context("etcd says nothing")?;
-        ensure!(head.contains(" 200 "), "etcd says {text}");
-        serde_json::from_str(body).with_context(|| format!("etcd says {text}"))
+        etcd::compact(self.place.net())
     }
 
     /// Tries until `check` succeeds, for as long as a healthy agent could need.
@@ -255,9 +230,9 @@ fn url(port: u16) -> String {
     format!("https://{}:{port}", address::OUTSIDE.v4)
 }
 
-fn etcd(program: &Path, data: &Path) -> Command {
+fn etcd_command(program: &Path, data: &Path) -> Command {
     let mut command = Command::new(program);
-    let client = format!("http://127.0.0.1:{ETCD}");
+    let client = format!("http://127.0.0.1:{}", etcd::PORT);
     command.arg("--data-dir").arg(data).args(["--unsafe-no-fsync", "--log-level", "error"]);
     command.args(["--listen-client-urls", &client, "--advertise-client-urls", &client]);
     command.args(["--listen-peer-urls", "http://127.0.0.1:2380"]);
@@ -266,7 +241,7 @@ fn etcd(program: &Path, data: &Path) -> Command {
 
 fn api_server(program: &Path, port: u16, serving: &Files, ca: &Files, accounts: &Files, own: &Path) -> Command {
     let mut command = Command::new(program);
-    command.args(["--etcd-servers", &format!("http://127.0.0.1:{ETCD}")]);
+    command.args(["--etcd-servers", &format!("http://127.0.0.1:{}", etcd::PORT)]);
     command.args(["--advertise-address", &address::OUTSIDE.v4.to_string(), "--secure-port", &port.to_string()]);
     // The endpoints of its Service are those of the agent's server.
     command.args(if port == PORTS[0] { [].as_slice() } else { &["--endpoint-reconciler-type=none"] });

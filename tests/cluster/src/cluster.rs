@@ -211,6 +211,18 @@ impl Cluster {
         &self.nodes
     }
 
+    /// How it was asked to be.
+    #[must_use]
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// Where its programs' logs are.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.folders.logs()
+    }
+
     /// The outside client.
     #[must_use]
     pub fn client(&self) -> &Host {

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -16,6 +17,8 @@ use crate::wires::{self, Folders, Host};
 
 /// The API server's port.
 const PORT: u16 = 6443;
+/// That of the second one, which nobody knows.
+const SECOND: u16 = 6444;
 /// The Service address of the API server: the first of the range.
 const KUBERNETES_V4: &str = "10.96.0.1";
 /// The Service address of the cluster's name server.
@@ -34,6 +37,8 @@ pub struct ControlPlane {
     controller_manager: Daemon,
     scheduler: Daemon,
     dns: Daemon,
+    api_server_command: ApiServer,
+    logs: PathBuf,
     kubectl: Kubectl,
     host: Host,
 }
@@ -46,10 +51,23 @@ pub struct Kubectl {
     place: Place,
 }
 
+/// Makes the command of an API server on this port.
+type ApiServer = Arc<dyn Fn(u16) -> Command + Send + Sync>;
+
 /// Where clients reach the API server.
 #[must_use]
 pub fn server() -> String {
-    format!("https://{}:{PORT}", wires::control_plane().v4)
+    at(PORT)
+}
+
+/// Where the second one is reached: see [`ControlPlane::start_second`].
+#[must_use]
+pub fn second() -> String {
+    at(SECOND)
+}
+
+fn at(port: u16) -> String {
+    format!("https://{}:{port}", wires::control_plane().v4)
 }
 
 impl ControlPlane {
@@ -84,10 +102,12 @@ impl ControlPlane {
         let kubelets = authority.client("kube-apiserver-kubelet", "kube-apiserver", Some("system:masters"))?;
         let (ca, accounts, public) = (authority.files(), authority.accounts_key(), authority.accounts_public_key());
         let api_server = program("kube-apiserver");
-        let api_server = Daemon::start("kube-apiserver", place, &logs, move || {
+        let api_server_command: ApiServer = Arc::new(move |port| {
             let mut command = Command::new(&api_server);
             command.args(["--etcd-servers", "http://127.0.0.1:2379"]);
-            command.args(["--advertise-address", &own.v4.to_string(), "--secure-port", &PORT.to_string()]);
+            command.args(["--advertise-address", &own.v4.to_string(), "--secure-port", &port.to_string()]);
+            // The endpoints of its Service are those of the first.
+            command.args((port != PORT).then_some("--endpoint-reconciler-type=none"));
             command.arg("--tls-cert-file").arg(&serving.certificate).arg("--tls-private-key-file").arg(&serving.key);
             command.arg("--client-ca-file").arg(&ca.certificate).arg("--cert-dir").arg("/run/kube-apiserver");
             command.args(["--service-account-issuer", "https://kubernetes.default.svc.cluster.local"]);
@@ -105,7 +125,9 @@ impl ControlPlane {
                 "--profiling=false",
             ]);
             command
-        })?;
+        });
+        let of_first = Arc::clone(&api_server_command);
+        let api_server = Daemon::start("kube-apiserver", place, &logs, move || of_first(PORT))?;
 
         let admin = authority.kubeconfig("admin", &server(), "kubernetes-admin", Some("system:masters"))?;
         let kubectl = Kubectl { program: program("kubectl"), kubeconfig: admin.clone(), place: place.clone() };
@@ -153,13 +175,49 @@ impl ControlPlane {
             command.arg("-conf").arg(&corefile);
             command
         })?;
-        Ok(Self { etcd, api_server, controller_manager, scheduler, dns, kubectl, host })
+        Ok(Self { etcd, api_server, controller_manager, scheduler, dns, api_server_command, logs, kubectl, host })
     }
 
     /// The programs, in the order in which they need each other.
     #[must_use]
     pub fn daemons(&self) -> [&Daemon; 5] {
         [&self.etcd, &self.api_server, &self.controller_manager, &self.scheduler, &self.dns]
+    }
+
+    /// Kills the API server, and what a real cluster's would lose with it: who leads by a lease ends without it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn kill9(&self) -> Result<()> {
+        [&self.api_server, &self.controller_manager, &self.scheduler].into_iter().try_for_each(Daemon::kill9)
+    }
+
+    /// Starts again what [`ControlPlane::kill9`] has killed, and waits until the API server is ready.
+    ///
+    /// # Errors
+    /// As [`ControlPlane::start`].
+    pub fn restart(&self, stop: &Stop) -> Result<()> {
+        self.api_server.restart()?;
+        self.wait(&server(), &self.api_server, stop)?;
+        [&self.controller_manager, &self.scheduler].into_iter().try_for_each(Daemon::restart)
+    }
+
+    /// Starts another API server for the same etcd, at [`second`], and waits until it is ready: nobody asks it who does not name
+    /// it. It ends when it is dropped.
+    ///
+    /// # Errors
+    /// As [`ControlPlane::start`].
+    pub fn start_second(&self, stop: &Stop) -> Result<Daemon> {
+        let command = Arc::clone(&self.api_server_command);
+        let server = Daemon::start("kube-apiserver-2", &self.host.place, &self.logs, move || command(SECOND))?;
+        self.wait(&second(), &server, stop)?;
+        Ok(server)
+    }
+
+    fn wait(&self, url: &str, server: &Daemon, stop: &Stop) -> Result<()> {
+        let question = ["--server", url, "get", "--raw", "/readyz"];
+        let ready = || Ok(self.kubectl.output(&question, "", stop)?.is_ok());
+        wait_for("the API server", PATIENCE, &[&self.etcd, server], stop, ready)
     }
 
     /// The host that the control plane runs on.

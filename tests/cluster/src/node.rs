@@ -137,18 +137,41 @@ impl Node {
         let path = archive.display().to_string();
         let arguments = ["--namespace", "k8s.io", "images", "import", "--local", &path];
         match run_ctr(&self.ctr, &self.host, &arguments, stop)? {
-            Ok(()) => Ok(()),
+            Ok(_) => Ok(()),
             Err(said) => bail!("containerd of {} does not take {path}: {said}", self.host.name),
         }
     }
+
+    /// The process of a container, by its id.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn pid(&self, container: &str, stop: &Stop) -> Result<u32> {
+        let tasks = match run_ctr(&self.ctr, &self.host, &["--namespace", "k8s.io", "tasks", "list"], stop)? {
+            Ok(tasks) => tasks,
+            Err(said) => bail!("containerd of {} does not list its tasks: {said}", self.host.name),
+        };
+        let line = tasks.lines().find_map(|line| line.strip_prefix(container)?.split_whitespace().next());
+        let pid = line.with_context(|| format!("there is no container {container} on {}", self.host.name))?;
+        pid.parse().with_context(|| format!("ctr names the process {pid:?}"))
+    }
+
+    /// A file of the node's, as everybody finds it.
+    ///
+    /// # Errors
+    /// When its kubelet does not run.
+    pub fn file(&self, path: &str) -> Result<PathBuf> {
+        let pid = self.kubelet.pid().with_context(|| format!("{} does not run", self.kubelet.name()))?;
+        Ok(PathBuf::from(format!("/proc/{pid}/root{path}")))
+    }
 }
 
-fn run_ctr(ctr: &Path, host: &Host, arguments: &[&str], stop: &Stop) -> Result<Result<(), String>> {
+fn run_ctr(ctr: &Path, host: &Host, arguments: &[&str], stop: &Stop) -> Result<Result<String, String>> {
     let mut command = Command::new(ctr);
     command.args(["--address", CONTAINERD_SOCKET]).args(arguments);
     let output = host.place.output("ctr", command, b"", stop)?;
-    let said = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Ok(if output.status.success() { Ok(()) } else { Err(said()) })
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    Ok(if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) })
 }
 
 /// The cluster's programs, then the machine's.

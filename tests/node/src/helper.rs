@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 
-/// A program and its first arguments; `serve` or `probe` follows.
+/// A program and its first arguments; a role follows.
 #[derive(Clone, Debug)]
 pub struct Helper {
     program: PathBuf,
@@ -48,20 +48,23 @@ impl Helper {
         bail!("there is no netlb-testnode beside {}; do `cargo build -p netlb-testnode`", own.display())
     }
 
-    pub(crate) fn command(&self, role: &str) -> Command {
+    /// A command that plays `role`.
+    #[must_use]
+    pub fn command(&self, role: &str) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments).arg(role);
         command
     }
 }
 
-/// Plays the role that the arguments name: `serve` (a pod) or `probe`.
+/// Plays the role that the arguments name: `serve` (a pod), `probe` or `load`.
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let role = arguments.into_iter().next();
     let result = match role.as_ref().and_then(|role| role.to_str()) {
         Some("serve") => crate::server::serve(),
         Some("probe") => crate::probe::probe(),
+        Some("load") => crate::load::main(),
         _ => Err(anyhow::anyhow!(
             "this program plays pods and probes for the test node; it is started by `cargo xtask run`"
         )),

@@ -16,6 +16,7 @@ pub mod health;
 pub mod helper;
 pub mod hostile;
 pub mod link;
+pub mod load;
 pub mod manifests;
 pub mod names;
 pub mod netns;

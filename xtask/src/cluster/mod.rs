@@ -11,14 +11,16 @@ pub(crate) mod keeper;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use netlb_testcluster::state::{self, CLUSTERS, ClusterFile};
-use netlb_testcluster::{Options, Proxy, images, node, programs};
-use netlb_testnode::Stop;
+use netlb_testcluster::survive::{self, Trial};
+use netlb_testcluster::{Cluster, Options, Proxy, images, node, programs};
+use netlb_testnode::{Helper, Stop};
 
-use crate::{build as agent, preflight, setup, sh, sudo};
+use crate::{HELPER, build as agent, preflight, setup, sh, sudo};
 
 pub(crate) use build::{Part, build};
 use interrupt::Interrupt;
@@ -47,6 +49,8 @@ pub(crate) enum Command {
         #[arg(long)]
         cluster: Option<String>,
     },
+    /// Make a cluster with netlb, and see that load through Services notices neither killed agents nor an API server that is away
+    Survive(SurviveArgs),
     /// Run a program on a host of a cluster: `cargo xtask cluster exec control-plane -- kubectl get pods -A`
     Exec(ExecArgs),
     /// Build its programs from Go modules: target/cluster/bin
@@ -84,6 +88,25 @@ pub(crate) struct UpArgs {
 }
 
 #[derive(clap::Args)]
+pub(crate) struct SurviveArgs {
+    /// What may be faster than netlb's packet path
+    #[arg(long, default_value = "none", value_parser = ["none", "socket"])]
+    accel: String,
+    /// Connections that stay open
+    #[arg(long, default_value_t = 200, value_name = "N")]
+    open: usize,
+    /// New connections a second
+    #[arg(long, default_value_t = 500, value_name = "N")]
+    new: u32,
+    /// How long the API server is away, in seconds
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+    away: u64,
+    /// Everything is built already; set when the program starts itself again as root
+    #[arg(long, hide = true)]
+    built: bool,
+}
+
+#[derive(clap::Args)]
 pub(crate) struct ExecArgs {
     /// Which cluster, if several live; the newest if not said
     #[arg(long)]
@@ -100,6 +123,7 @@ pub(crate) fn cluster(command: Command) -> Result<ExitCode> {
     match command {
         Command::Up(args) => up(&args),
         Command::Down { cluster } => down(cluster.as_deref()),
+        Command::Survive(args) => survive(&args),
         Command::Exec(args) => exec(&args),
         Command::Build { only } => build(only).map(|()| ExitCode::SUCCESS),
         Command::Keep(shape) => keeper::keep(options(&shape)?),
@@ -159,6 +183,20 @@ pub(crate) fn start(shape: &Shape, interrupt: &Interrupt) -> Result<Option<Clust
     let clusters = CLUSTERS.live::<ClusterFile>()?;
     let cluster = clusters.into_iter().map(|(_, cluster)| cluster).find(|cluster| cluster.pid == pid);
     cluster.context("the cluster was ready, and is gone again").map(Some)
+}
+
+/// Holds a cluster of its own while it is tried.
+fn survive(args: &SurviveArgs) -> Result<ExitCode> {
+    let shape = Shape { proxy: Proxy::Netlb, accel: args.accel.clone(), nodes: None };
+    prepare(args.built, shape.proxy)?;
+    let options = options(&shape)?;
+    let stop = options.stop.clone();
+    ctrlc::set_handler(move || stop.request()).context("cannot listen for signals")?;
+    let say = |text: &str| println!("{text}");
+    let trial = Trial { open: args.open, a_second: args.new, away: Duration::from_secs(args.away) };
+    let cluster = Cluster::start(options, say)?;
+    survive::survive(&cluster, &Helper::own(HELPER)?, &trial, say)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn down(id: Option<&str>) -> Result<ExitCode> {
