@@ -264,7 +264,8 @@ impl Kubectl {
     fn output(&self, arguments: &[&str], input: &str, stop: &Stop) -> Result<Result<String, String>> {
         let output = self.place.output("kubectl", self.command(arguments), input.as_bytes(), stop)?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-        Ok(if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) })
+        let said = || format!("{} ({})", text(&output.stderr), output.status);
+        Ok(if output.status.success() { Ok(text(&output.stdout)) } else { Err(said()) })
     }
 
     fn command(&self, arguments: &[&str]) -> Command {

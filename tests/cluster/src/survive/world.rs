@@ -90,7 +90,7 @@ impl<'a> World<'a> {
         };
         for kind in ["service", "endpointslice"] {
             let names: Vec<String> = (0..EACH).map(|n| format!("goes-{n}")).collect();
-            let mut arguments = vec!["delete", kind];
+            let mut arguments = vec!["delete", "--wait=false", kind];
             arguments.extend(names.iter().map(String::as_str));
             kubectl(&arguments, "")?;
         }
