@@ -124,11 +124,12 @@ impl Controller {
         while !self.stop.requested() {
             match watch.events.recv_timeout(look.saturating_duration_since(Instant::now())) {
                 Ok(event) => self.learn(event),
-                Err(RecvTimeoutError::Timeout) => {
-                    self.look();
-                    look = Instant::now() + LOOK;
-                }
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if Instant::now() >= look {
+                self.look();
+                look = Instant::now() + LOOK;
             }
             let stale: Vec<String> =
                 self.services.iter().filter(|(_, known)| known.stale).map(|(uid, _)| uid.clone()).collect();

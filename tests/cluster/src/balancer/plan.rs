@@ -42,7 +42,7 @@ struct Spec {
     kind: String,
     load_balancer_class: Option<String>,
     #[serde(rename = "loadBalancerIP")]
-    load_balancer_ip: Option<IpAddr>,
+    load_balancer_ip: Option<String>,
     #[serde(default)]
     ip_families: Vec<String>,
     external_traffic_policy: Option<String>,
@@ -176,8 +176,8 @@ impl Pool {
 
     fn choose(&mut self, service: &Service) -> Option<u8> {
         let free = |candidate: &u8| (1..=254).contains(candidate) && !self.held.values().any(|held| held == candidate);
-        if let Some(wish) = service.spec.load_balancer_ip {
-            return number(wish).filter(free);
+        if let Some(wish) = service.spec.load_balancer_ip.as_deref().filter(|wish| !wish.is_empty()) {
+            return number(wish.parse().ok()?).filter(free);
         }
         let after = |step: u8| self.last.wrapping_add(step);
         let number = (1..=u8::MAX).map(after).find(free)?;
@@ -268,8 +268,10 @@ mod tests {
         assert_eq!(pool.addresses(&wish), [ip("fd00:198:18::9"), ip("198.18.0.9")]);
         let taken = service(json!({"/metadata/uid": "d", "/spec/loadBalancerIP": "198.18.0.9"}));
         assert!(pool.addresses(&taken).is_empty());
-        let elsewhere = service(json!({"/metadata/uid": "d", "/spec/loadBalancerIP": "192.0.2.1"}));
-        assert!(pool.addresses(&elsewhere).is_empty());
+        for wish in ["192.0.2.1", "198.18.0.0", "none"] {
+            let service = service(json!({"/metadata/uid": "d", "/spec/loadBalancerIP": wish}));
+            assert!(pool.addresses(&service).is_empty());
+        }
     }
 
     #[test]
