@@ -54,7 +54,7 @@ reasons! {
     23 FRAGMENTATION_NEEDED "fragmentation_needed" Refuse "Larger than the next device takes: answered, so that the sender sends less.";
     24 TTL_EXCEEDED "ttl_exceeded" Refuse "TTL or hop limit ended at this node.";
     30 NEW_FLOW "new_flow" Note "A flow to a Service was given a backend.";
-    31 REOPENED "reopened" Note "A SYN reused the ports of a flow that was over.";
+    31 REOPENED "reopened" Note "The ports of a flow that was over were used again.";
     32 RESELECTED "reselected" Note "A flow was given another backend because its own is gone.";
     33 PORT_MOVED "port_moved" Note "A flow's source port was changed because the tuple of its answers was taken.";
     34 HAIRPIN "hairpin" Note "A pod reached itself through its own Service.";

@@ -201,6 +201,31 @@ fn forget<T: Tables>(t: &T, ct: Ct, key: &CtKey) {
     t.ct_delete(Tier::New, key);
 }
 
+/// A pod sends past all Services, to where a flow of its own to a Service awaits answers on the same port: that flow is over, or what answers this
+/// packet would be taken for its answers and get the VIP as its source. It happens when a socket is translated in `connect()` and the one before it
+/// was not, because its Service had no endpoint yet. A connection that lives keeps its answers: two of a pod's may share a port.
+#[inline(never)]
+pub fn overtake<T: Tables>(t: &T, key: &CtKey, ifindex: u32) {
+    let Some(scratch) = t.scratch() else { return };
+    // SAFETY: this CPU's own record; nobody else uses the field while a packet comes in, and no reference to it leaves.
+    let reversed = unsafe { &mut (*scratch.as_ptr()).reversed };
+    reversed.set(key.dst, key.src, key.ports().rotate_left(16), key.proto());
+    let Some((ct, _)) = lookup(t, reversed, t.now()) else { return };
+    let others = flags::SNAT | flags::ROUTED | flags::MASQUERADE | flags::HAIRPIN | flags::PORT_MOVED;
+    if !ct.is(flags::REPLY) || ct.is(others) || key.proto() != proto::UDP && !is_over(ct.state()) {
+        return;
+    }
+    // A packet's source proves nothing, as in `enter::way`.
+    if t.endpoint_by_ifindex(ifindex).is_none_or(|id| t.endpoint_by_addr(&key.src) != Some(id)) {
+        return;
+    }
+    if !is_over(ct.state()) {
+        t.add_load(ct.backend(), -1);
+    }
+    t.count(Reason::REOPENED);
+    forget(t, ct, reversed);
+}
+
 /// How a new flow will be handled.
 #[derive(Clone, Copy)]
 pub struct Way {

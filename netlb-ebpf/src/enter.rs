@@ -121,7 +121,14 @@ pub fn unknown<P: Detour, T: Tables>(p: &mut P, t: &T, parsed: Parsed, device: D
     let event = if parsed.connects() { event::of_tcp(parsed.tcp_flags()) } else { event::SYN };
     let (port, proto) = if parsed.has_ports() { (key.dport(), key.proto()) } else { (Port(0), 0) };
     let frontend = match service::target(t, config, key.dst, port, proto) {
-        Target::Foreign => return Verdict::PASS,
+        Target::Foreign => {
+            let begins = parsed.has_ports() && event == event::SYN && !device.is_uplink();
+            // Of datagrams each may be the first. Without translated sockets nobody changes sides often enough to be worth a look at each.
+            if begins && (parsed.connects() || config.flags & config::flags::SOCKET_ALL != 0) {
+                conntrack::overtake(t, key, device.ifindex());
+            }
+            return Verdict::PASS;
+        }
         Target::Unallocated => return Verdict::drop(Reason::UNALLOCATED),
         // Nobody's flow here, so perhaps one of the node's own sockets: an ephemeral port may fall into the NodePort range. The host answers if not.
         Target::NodePort(_) if parsed.later_fragment() || event != event::SYN => return Verdict::PASS,

@@ -40,7 +40,7 @@ pub struct Scratch {
     pub flow: NewFlow,
     /// Where a flow's other direction is looked for. Set by `conntrack::partner`.
     pub partner: CtKey,
-    /// The reversed tuple of a packet that leaves. Set by `leave::awaited`.
+    /// The reversed tuple of a packet. Set by `leave::awaited` of one that leaves, by `conntrack::overtake` of one that comes in.
     pub reversed: CtKey,
     /// The tuple of answers to the node, which one of its sockets may await. Set by `conntrack::move_port`.
     pub answers: CtKey,

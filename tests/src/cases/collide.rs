@@ -1,20 +1,21 @@
 //! Two flows whose answers would look the same: one of them gets another source port.
 
+use netlb_common::config::flags as config;
 use netlb_common::conntrack::{CtKey, CtValue, flags, state, timeout_s};
 use netlb_common::{Addr, Port, Reason};
 
 use super::cast::{BACKEND, CLIENT, Cast, PORT, Road};
-use crate::case::{Case, case, from_pod, to_pod};
-use crate::packet::{ACK, MOVED, SYN, TCP};
+use crate::case::{Case, Send, case, from_pod, to_pod};
+use crate::packet::{ACK, MOVED, RST, SYN, TCP};
 use crate::world::{HZ, World};
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for c in Cast::BOTH {
         for road in Road::ALL {
-            cases.extend([two_vips(c, road), quoted(c, road)]);
+            cases.extend([two_vips(c, road), quoted(c, road), past_the_service(c, road)]);
         }
-        cases.extend([after_the_first_ended(c), exhausted(c)]);
+        cases.extend([connects_past_the_service(c), after_the_first_ended(c), exhausted(c)]);
     }
     cases
 }
@@ -73,6 +74,37 @@ fn quoted(c: Cast, road: Road) -> Case {
             road.send(from_pod(&CLIENT, second.clone()), &BACKEND, moved.clone()).opens().counts(&[Reason::PORT_MOVED]),
         )
         .send(to_pod(error(&moved)).passes_as(error(&second)).counts(&[Reason::ICMP_TRANSLATED]))
+}
+
+fn past_the_service(c: Cast, road: Road) -> Case {
+    // As when connect() translates a socket, and did not translate the one before it on the same port.
+    let mut world = c.world(road);
+    world.config.flags |= config::SOCKET_ALL;
+    let name =
+        format!("A datagram past a Service ends the flow that awaits answers on its port ({road:?}, {})", c.family());
+    case(name, world)
+        .send(c.there(road, c.query()).opens())
+        .send_all(c.back(road, c.udp_answer(), Send::promotes))
+        .send(from_pod(&CLIENT, c.translated(c.query())).counts(&[Reason::REOPENED]).entries(0, -2))
+        .send(from_pod(&BACKEND, c.udp_answer()))
+        .send(to_pod(c.delivered(road, c.udp_answer())))
+        .send(from_pod(&CLIENT, c.translated(c.query())))
+}
+
+fn connects_past_the_service(c: Cast) -> Case {
+    let road = Road::Redirect;
+    let name =
+        format!("A SYN past a Service ends a connection of its port that is over, and no other ({})", c.family());
+    let another = c.translated(c.syn()).src(c.outside());
+    case(name, c.world(road))
+        .send_all(c.handshake(road))
+        .send(from_pod(&CLIENT, c.translated(c.syn())))
+        .send(c.there(road, c.tcp(RST, b"")))
+        // Only the pod itself can use its port.
+        .send(from_pod(&BACKEND, c.translated(c.syn())))
+        .send(from_pod(&CLIENT, another))
+        .send(from_pod(&CLIENT, c.translated(c.syn())).counts(&[Reason::REOPENED]).entries(0, -2))
+        .send(from_pod(&BACKEND, c.tcp_answer(SYN | ACK, b"")))
 }
 
 fn after_the_first_ended(c: Cast) -> Case {
