@@ -1,10 +1,9 @@
 //! `cargo xtask test`: set-up, lint, builds, then every test program, tier by tier, and the sum.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -16,9 +15,6 @@ use crate::{build, cluster, lint, setup, sh, show, sudo};
 
 /// The tier that needs a real API server.
 const CONTROL_PLANE: &str = "cluster_api";
-
-/// Test programs that run at a time.
-const LANES: usize = 2;
 
 /// Arguments of `test`.
 #[derive(clap::Args)]
@@ -52,7 +48,7 @@ pub(crate) struct Outcome {
 
 /// Runs everything and sums up.
 pub(crate) fn test(args: &Args) -> Result<ExitCode> {
-    let mut phases = Phases::new();
+    let mut phases = Phases::default();
     let tools = phases.time("set-up", setup::setup)?;
     if args.tiers.is_empty() && args.kernel.is_none() {
         phases.time("lint", || lint::check(&tools))?;
@@ -86,7 +82,12 @@ pub(crate) fn test(args: &Args) -> Result<ExitCode> {
     if chosen.iter().any(|program| program.tier == CONTROL_PLANE) {
         phases.time("build the control plane", || cluster::build(Some(cluster::Part::ControlPlane)))?;
     }
-    let mut tiers = run_all(&chosen, &mut phases)?;
+    let mut tiers: BTreeMap<String, Outcome> = BTreeMap::new();
+    for program in chosen {
+        println!("\n== {}: {}", program.tier, program.name);
+        let outcome = phases.time(&format!("tests: {}", program.tier), || run(program))?;
+        tiers.entry(program.tier.clone()).or_default().add(outcome);
+    }
     if args.tiers.is_empty() {
         println!("\n== doc");
         let outcome = phases.time("tests: doc", || documentation(&tools))?;
@@ -156,39 +157,8 @@ fn program(message: &Value) -> Option<Program> {
     Some(Program { tier, name, package, executable })
 }
 
-/// Runs the programs, two at a time: most of them wait more than they work. What each has printed comes as a whole when it has ended.
-fn run_all(programs: &[&Program], phases: &mut Phases) -> Result<BTreeMap<String, Outcome>> {
-    let queue = Mutex::new(programs.iter());
-    let (done, ended) = mpsc::channel();
-    let mut tiers: BTreeMap<String, Outcome> = BTreeMap::new();
-    std::thread::scope(|scope| {
-        for _ in 0..LANES {
-            let (queue, done) = (&queue, done.clone());
-            scope.spawn(move || {
-                loop {
-                    let next = queue.lock().ok().and_then(|mut queue| queue.next().copied());
-                    let Some(program) = next else { return };
-                    println!("== begins: {}", program.name);
-                    let mut text = String::new();
-                    let started = Instant::now();
-                    let outcome = run(program, &mut text);
-                    // Nobody listens any more once a program could not be started.
-                    drop(done.send((program, started.elapsed(), text, outcome)));
-                }
-            });
-        }
-        drop(done);
-        for (program, spent, text, outcome) in ended {
-            println!("\n== {}: {}\n{text}", program.tier, program.name);
-            phases.add(&format!("tests: {}", program.tier), spent);
-            tiers.entry(program.tier.clone()).or_default().add(outcome?);
-        }
-        Ok(tiers)
-    })
-}
-
 /// Runs a test program as cargo would, as root if it is more than unit tests.
-fn run(program: &Program, text: &mut String) -> Result<Outcome> {
+fn run(program: &Program) -> Result<Outcome> {
     let mut command = if sudo::is_root() || program.tier == "unit" {
         Command::new("env")
     } else {
@@ -199,36 +169,32 @@ fn run(program: &Program, text: &mut String) -> Result<Outcome> {
     command.arg("NETLB_REQUIRE=all");
     command.arg(format!("CARGO_MANIFEST_DIR={}", program.package.display()));
     command.arg(&program.executable).current_dir(&program.package);
-    watch(&mut command, &program.name, |line| {
-        text.push_str(line);
-        text.push('\n');
-    })
+    watch(&mut command, &program.name)
 }
 
 fn documentation(tools: &Tools) -> Result<Outcome> {
     let mut command = sh::cargo();
     command.args(["test", "--workspace", "--doc"]);
-    watch(build::with(tools, &mut command), "documentation", |line| println!("{line}"))
+    watch(build::with(tools, &mut command), "documentation")
 }
 
-/// Runs to the end, shows every line of output and errors, and counts.
-fn watch(command: &mut Command, name: &str, mut show: impl FnMut(&str)) -> Result<Outcome> {
-    let (output, input) = io::pipe().context("cannot make a pipe")?;
-    command.stdin(Stdio::null()).stderr(input.try_clone().context("cannot share a pipe")?).stdout(input);
-    let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
-    // The command holds the pipe's other end, too.
-    command.stdout(Stdio::null()).stderr(Stdio::null());
+/// Runs to the end, shows everything, and counts.
+fn watch(command: &mut Command, name: &str) -> Result<Outcome> {
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start {name}"))?;
     let mut outcome = Outcome::default();
-    for line in BufReader::new(output).lines() {
+    for line in BufReader::new(child.stdout.take().context("a child without output")?).lines() {
         let line = line.with_context(|| format!("cannot read from {name}"))?;
-        show(&line);
+        println!("{line}");
         outcome.read(name, &line);
     }
     let status = child.wait().with_context(|| format!("cannot wait for {name}"))?;
     // A program that crashed, or whose failure no summary tells of, is a failure of its own.
     if (!status.success() && outcome.failed == 0) || !outcome.finished {
-        let end = if outcome.finished { "no failed test" } else { "no summary" };
-        show(&format!("error: {name} ended with {status} and {end}"));
+        println!(
+            "error: {name} ended with {status} and {}",
+            if outcome.finished { "no failed test" } else { "no summary" }
+        );
         outcome.failed += 1;
     }
     Ok(outcome)
@@ -267,35 +233,27 @@ fn is_listed(ignored: &str, lacks: &str) -> bool {
     names.into_iter().any(|(name, _)| words.contains(&name.trim()))
 }
 
-/// How long each phase took; phases of one name together. Those of tests overlap.
-struct Phases {
-    started: Instant,
-    spent: Vec<(String, Duration)>,
-}
+/// How long each phase took; phases of one name together.
+#[derive(Default)]
+struct Phases(Vec<(String, Duration)>);
 
 impl Phases {
-    fn new() -> Self {
-        Phases { started: Instant::now(), spent: Vec::new() }
-    }
-
     fn time<T>(&mut self, name: &str, body: impl FnOnce() -> Result<T>) -> Result<T> {
         let started = Instant::now();
         let result = body();
-        self.add(name, started.elapsed());
-        result
-    }
-
-    fn add(&mut self, name: &str, spent: Duration) {
-        match self.spent.iter_mut().find(|(other, _)| other == name) {
+        let spent = started.elapsed();
+        match self.0.iter_mut().find(|(other, _)| other == name) {
             Some((_, total)) => *total += spent,
-            None => self.spent.push((name.to_owned(), spent)),
+            None => self.0.push((name.to_owned(), spent)),
         }
+        result
     }
 
     fn show(&self) -> String {
         let mut rows = vec![["PHASE", "SECONDS"].map(str::to_owned).to_vec()];
-        rows.extend(self.spent.iter().map(|(name, spent)| vec![name.clone(), format!("{:.1}", spent.as_secs_f64())]));
-        rows.push(vec!["all, by the clock".to_owned(), format!("{:.1}", self.started.elapsed().as_secs_f64())]);
+        rows.extend(self.0.iter().map(|(name, spent)| vec![name.clone(), format!("{:.1}", spent.as_secs_f64())]));
+        let total: Duration = self.0.iter().map(|(_, spent)| *spent).sum();
+        rows.push(vec!["all".to_owned(), format!("{:.1}", total.as_secs_f64())]);
         show::table(&rows)
     }
 }
